@@ -1,0 +1,13 @@
+//! What all three programs need: names, errors, sockets, the state store, telemetry and an orderly end.
+//! It knows gRPC and knows no resource.
+
+pub mod fault;
+pub mod mac;
+pub mod name;
+pub mod serve;
+pub mod shutdown;
+pub mod socket;
+mod status;
+pub mod store;
+pub mod telemetry;
+pub mod time;
