@@ -1,2 +1,60 @@
-//! Placeholder for the first build.
-fn main() {}
+//! The netd program: a checklist.
+
+use clap::Parser as _;
+use netd::{config::Config, kernel::LinuxKernel, reconciler::Reconciler, server};
+use shared::{
+    fault::{Fault, Kind},
+    serve::serve,
+    shutdown,
+    socket::{Bound, group_id},
+    store::Store,
+    telemetry,
+};
+use std::{io::Write as _, process::ExitCode};
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(config)),
+        Err(error) => Err(Fault::internal("cannot start the runtime").cause(&error)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            let mut stderr = std::io::stderr().lock();
+            // Nobody is left to tell if this fails.
+            let _ = writeln!(stderr, "error: {}", fault.chain());
+            for hint in fault.hints() {
+                let _ = writeln!(stderr, "hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), Fault> {
+    let telemetry = telemetry::start("netd", "info")?;
+    let stop = shutdown::on_signal().map_err(|e| Fault::internal("cannot watch for signals").cause(&e))?;
+    let group = match &config.socket_group {
+        Some(group) => Some(group_id(group).ok_or_else(|| {
+            Fault::new(Kind::InvalidArgument, "NO_SUCH_GROUP", format!("there is no group `{group}`"))
+        })?),
+        None => group_id("kvmctl"),
+    };
+    let store = Store::open(&config.state_dir)?;
+    let reconciler = Reconciler::load(LinuxKernel::new()?, store).await?;
+    // Before anybody can ask for more: what was recorded is in force again.
+    reconciler.converge().await?;
+    let bound = Bound::bind(&config.socket, group)?;
+    tracing::info!(socket = %config.socket.display(), instance = reconciler.instance(), "netd is ready");
+    let resync = tokio::spawn({
+        let (reconciler, stop) = (reconciler.clone(), stop.clone());
+        async move { reconciler.run(stop).await }
+    });
+    let served = serve(bound, server::routes(reconciler), proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
+    stop.cancel();
+    resync.abort();
+    telemetry.finish().await;
+    served
+}

@@ -1,0 +1,25 @@
+//! The command line.
+
+use clap::Parser;
+use std::path::PathBuf;
+
+/// Owns the virtual networks of this host: bridges, taps, NAT and packet rules. Serves netd.v1 on a Unix socket.
+///
+/// Needs CAP_NET_ADMIN, nft, and /dev/net/tun. Log filter in KVMCTL_LOG (info, debug, ...); spans go to an OTLP
+/// collector if OTEL_EXPORTER_OTLP_ENDPOINT is set.
+#[derive(Debug, Parser)]
+#[command(name = "netd", version)]
+pub struct Config {
+    /// Where to listen.
+    #[arg(long, value_name = "PATH", default_value = "/run/kvmctl/netd.sock")]
+    pub socket: PathBuf,
+    /// Keeps the records; back it up.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kvmctl/netd")]
+    pub state_dir: PathBuf,
+    /// Keeps what does not outlive a reboot.
+    #[arg(long, value_name = "DIR", default_value = "/run/kvmctl/netd")]
+    pub run_dir: PathBuf,
+    /// Group, by name or number, that may use the socket besides root. Without it: `kvmctl`, if there is such a group.
+    #[arg(long, value_name = "GROUP", env = "KVMCTL_SOCKET_GROUP")]
+    pub socket_group: Option<String>,
+}

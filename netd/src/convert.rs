@@ -1,0 +1,361 @@
+//! Wire types to model types and back: where a request is checked for form.
+
+use crate::{
+    model::{IfName, Mode, NetworkSpec, PortKey, State},
+    reconciler::{NetworkView, NewNetwork, NewPort, PortView},
+};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use proto::netd::v1 as wire;
+use shared::{
+    fault::{Fault, Kind},
+    name::{Name, printable},
+    time::Timestamp,
+};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+/// Most labels of one object.
+const MOST_LABELS: usize = 64;
+/// Longest key or value of a label, bytes.
+const LONGEST_LABEL: usize = 256;
+
+fn invalid(reason: &str, message: impl Into<String>) -> Fault {
+    Fault::new(Kind::InvalidArgument, reason, message)
+}
+
+fn missing(field: &str) -> Fault {
+    invalid("MISSING_FIELD", format!("the request has no `{field}`"))
+}
+
+/// Network and port out of `networks/NETWORK/ports/NAME`.
+pub fn port_key(resource: &str) -> Result<PortKey, Fault> {
+    let parts: Vec<&str> = resource.split('/').collect();
+    match parts.as_slice() {
+        ["networks", network, "ports", port] => Ok((network.parse()?, port.parse()?)),
+        _ => Err(invalid(
+            "INVALID_RESOURCE_NAME",
+            format!("`{}` is not the name of a port", printable(resource)),
+        )
+        .hint("write networks/NETWORK/ports/NAME")),
+    }
+}
+
+fn labels(labels: HashMap<String, String>) -> Result<BTreeMap<String, String>, Fault> {
+    if labels.len() > MOST_LABELS {
+        return Err(invalid(
+            "TOO_MANY_LABELS",
+            format!("{} labels, and {MOST_LABELS} is the most", labels.len()),
+        ));
+    }
+    for (key, value) in &labels {
+        if key.is_empty() || key.len() > LONGEST_LABEL || value.len() > LONGEST_LABEL {
+            return Err(invalid("INVALID_LABEL", format!("label `{}` is empty or too long", printable(key)))
+                .hint(format!("keys have 1 to {LONGEST_LABEL} bytes, values at most {LONGEST_LABEL}")));
+        }
+    }
+    Ok(labels.into_iter().collect())
+}
+
+/// Checks a request to create a network.
+pub fn new_network(network: Option<wire::Network>) -> Result<NewNetwork, Fault> {
+    let network = network.ok_or_else(|| missing("network"))?;
+    let name = Name::from_resource(&network.name, "networks")?;
+    let spec = spec(network.spec.ok_or_else(|| missing("network.spec"))?)
+        .map_err(|fault| fault.context(format!("the spec of network `{name}` is not valid")))?;
+    Ok(NewNetwork { name, spec, labels: labels(network.labels)? })
+}
+
+fn spec(spec: wire::NetworkSpec) -> Result<NetworkSpec, Fault> {
+    let mode = match spec.mode() {
+        wire::NetworkMode::Isolated => Mode::Isolated,
+        wire::NetworkMode::Nat => Mode::Nat,
+        wire::NetworkMode::Routed => Mode::Routed,
+        wire::NetworkMode::Bridged => Mode::Bridged,
+        wire::NetworkMode::Unspecified => {
+            return Err(
+                invalid("INVALID_MODE", "the mode is missing").hint("one of isolated, nat, routed, bridged")
+            );
+        }
+    };
+    let interface = |text: &str| -> Result<Option<IfName>, Fault> {
+        if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+    };
+    let spec = NetworkSpec {
+        mode,
+        ipv4: cidr4(&spec.ipv4_cidr)?,
+        ipv6: cidr6(&spec.ipv6_cidr)?,
+        bridge: interface(&spec.bridge)?,
+        uplink: interface(&spec.uplink)?,
+        mtu: mtu(spec.mtu, !spec.ipv6_cidr.is_empty())?,
+    };
+    combination(&spec)?;
+    Ok(spec)
+}
+
+fn combination(spec: &NetworkSpec) -> Result<(), Fault> {
+    let mode = spec.mode;
+    let refuse =
+        |what: &str, hint: &str| Err(invalid("INVALID_SPEC", format!("{mode} networks {what}")).hint(hint));
+    if mode == Mode::Bridged {
+        if spec.bridge.is_some() == spec.uplink.is_some() {
+            return refuse(
+                "need either a bridge or an uplink",
+                "--bridge BR uses an existing bridge, --uplink NIC makes one for the NIC",
+            );
+        }
+        if spec.ipv4.is_some() || spec.ipv6.is_some() {
+            return refuse("have no subnet of their own", "guests take their addresses from the LAN");
+        }
+    } else if spec.bridge.is_some() {
+        return refuse("make their own bridge", "--bridge is for --mode bridged");
+    }
+    if mode == Mode::Isolated && spec.uplink.is_some() {
+        return refuse("have no way out", "--uplink is for nat, routed and bridged");
+    }
+    Ok(())
+}
+
+fn mtu(mtu: u32, ipv6: bool) -> Result<Option<u32>, Fault> {
+    let least = if ipv6 { 1280 } else { 68 };
+    match mtu {
+        0 => Ok(None),
+        mtu if (least..=65535).contains(&mtu) => Ok(Some(mtu)),
+        mtu => Err(invalid("INVALID_MTU", format!("an MTU of {mtu} bytes is not possible"))
+            .hint(format!("from {least} to 65535; 1500 is usual"))),
+    }
+}
+
+fn cidr4(text: &str) -> Result<Option<Ipv4Net>, Fault> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let example = "write the host's address and the prefix, such as 192.168.100.1/24";
+    let net: Ipv4Net = text.parse().map_err(|e| {
+        invalid("INVALID_CIDR", format!("`{}` is not an IPv4 address with prefix", printable(text)))
+            .cause(&e)
+            .hint(example)
+    })?;
+    if !(8..=30).contains(&net.prefix_len()) {
+        return Err(invalid("INVALID_CIDR", format!("prefix length {} is not possible", net.prefix_len()))
+            .hint("from 8 to 30"));
+    }
+    host_address(IpNet::V4(net), example)?;
+    if net.addr() == net.broadcast() {
+        return Err(invalid(
+            "INVALID_CIDR",
+            format!("{} is the broadcast address of its subnet", net.addr()),
+        )
+        .hint(example));
+    }
+    Ok(Some(net))
+}
+
+fn cidr6(text: &str) -> Result<Option<Ipv6Net>, Fault> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let example = "write the host's address and the prefix, such as fd00:1::1/64";
+    let net: Ipv6Net = text.parse().map_err(|e| {
+        invalid("INVALID_CIDR", format!("`{}` is not an IPv6 address with prefix", printable(text)))
+            .cause(&e)
+            .hint(example)
+    })?;
+    if !(16..=126).contains(&net.prefix_len()) {
+        return Err(invalid("INVALID_CIDR", format!("prefix length {} is not possible", net.prefix_len()))
+            .hint("from 16 to 126; 64 is usual"));
+    }
+    if net.addr().is_unicast_link_local() || net.addr().to_ipv4_mapped().is_some() {
+        return Err(
+            invalid("INVALID_CIDR", format!("{} cannot be used for a network", net.addr())).hint(example)
+        );
+    }
+    host_address(IpNet::V6(net), example)?;
+    Ok(Some(net))
+}
+
+fn host_address(net: IpNet, example: &str) -> Result<(), Fault> {
+    let address = net.addr();
+    if address == net.network() {
+        return Err(invalid(
+            "INVALID_CIDR",
+            format!("{address} is the network itself, not an address in it"),
+        )
+        .hint(example));
+    }
+    let reserved = match address {
+        IpAddr::V4(v4) => v4.octets()[0] == 0 || v4.octets()[0] >= 240 || v4.is_link_local(),
+        IpAddr::V6(_) => false,
+    };
+    if reserved || address.is_loopback() || address.is_multicast() || address.is_unspecified() {
+        return Err(invalid("INVALID_CIDR", format!("{address} cannot be used for a network")).hint(example));
+    }
+    Ok(())
+}
+
+/// Checks a request to create a port for `owner`.
+pub fn new_port(port: Option<wire::Port>, owner: u32) -> Result<NewPort, Fault> {
+    let port = port.ok_or_else(|| missing("port"))?;
+    let (network, name) = port_key(&port.name)?;
+    let spec = port.spec.unwrap_or_default();
+    let filter = spec.filter() != wire::PortFilter::Off;
+    let mac = if spec.mac.is_empty() { None } else { Some(spec.mac.parse()?) };
+    Ok(NewPort { network, name, mac, filter, labels: labels(port.labels)?, owner })
+}
+
+fn time(time: Timestamp) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp { seconds: time.seconds, nanos: time.nanos })
+}
+
+fn state(state: &State, deleting: bool) -> (wire::ObjectState, String) {
+    match state {
+        State::Degraded(error) => (wire::ObjectState::Degraded, error.clone()),
+        _ if deleting => (wire::ObjectState::Deleting, String::new()),
+        State::Pending => (wire::ObjectState::Pending, String::new()),
+        State::Ready => (wire::ObjectState::Ready, String::new()),
+    }
+}
+
+fn text(value: Option<impl ToString>) -> String {
+    value.map_or_else(String::new, |value| value.to_string())
+}
+
+/// A network for the wire.
+pub fn network(view: NetworkView) -> wire::Network {
+    let NetworkView { network, state: now, ports } = view;
+    let (state, error) = state(&now, network.deleting);
+    let mode = match network.spec.mode {
+        Mode::Isolated => wire::NetworkMode::Isolated,
+        Mode::Nat => wire::NetworkMode::Nat,
+        Mode::Routed => wire::NetworkMode::Routed,
+        Mode::Bridged => wire::NetworkMode::Bridged,
+    };
+    wire::Network {
+        name: network.resource(),
+        uid: network.uid.to_string(),
+        generation: network.generation,
+        create_time: time(network.created),
+        update_time: time(network.updated),
+        spec: Some(wire::NetworkSpec {
+            mode: mode.into(),
+            ipv4_cidr: text(network.spec.ipv4),
+            ipv6_cidr: text(network.spec.ipv6),
+            bridge: text(network.spec.bridge.as_ref()),
+            uplink: text(network.spec.uplink.as_ref()),
+            mtu: network.spec.mtu.unwrap_or(0),
+        }),
+        status: Some(wire::NetworkStatus {
+            observed_generation: if now == State::Pending { 0 } else { network.generation },
+            state: state.into(),
+            error,
+            bridge: network.bridge.to_string(),
+            ipv4_cidr: text(network.ipv4),
+            ipv6_cidr: text(network.ipv6),
+            mtu: network.mtu,
+            port_count: u32::try_from(ports).unwrap_or(u32::MAX),
+            warnings: crate::alloc::takeover_warnings(&network),
+        }),
+        labels: network.labels.into_iter().collect(),
+    }
+}
+
+/// A port for the wire; `attached` is what the kernel said just now.
+pub fn port(view: PortView, attached: bool) -> wire::Port {
+    let PortView { port, state: now, mtu } = view;
+    let (state, error) = state(&now, port.deleting);
+    let filter = if port.filter { wire::PortFilter::On } else { wire::PortFilter::Off };
+    wire::Port {
+        name: port.resource(),
+        uid: port.uid.to_string(),
+        generation: port.generation,
+        create_time: time(port.created),
+        update_time: time(port.updated),
+        labels: port.labels.into_iter().collect(),
+        spec: Some(wire::PortSpec { mac: text(port.asked_mac), filter: filter.into() }),
+        status: Some(wire::PortStatus {
+            observed_generation: if now == State::Pending { 0 } else { port.generation },
+            state: state.into(),
+            error,
+            interface: port.tap.to_string(),
+            mac: port.mac.to_string(),
+            mtu,
+            owner_uid: port.owner,
+            attached,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn asked(mode: wire::NetworkMode) -> wire::NetworkSpec {
+        wire::NetworkSpec { mode: mode.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn each_mode_takes_what_fits_it() {
+        use wire::NetworkMode::{Bridged, Isolated, Nat, Routed};
+        let with = |mode, ipv4: &str, bridge: &str, uplink: &str| {
+            spec(wire::NetworkSpec {
+                ipv4_cidr: ipv4.into(),
+                bridge: bridge.into(),
+                uplink: uplink.into(),
+                ..asked(mode)
+            })
+        };
+        assert!(with(Nat, "", "", "").is_ok());
+        assert!(with(Routed, "10.1.0.1/16", "", "eth1").is_ok());
+        assert!(with(Isolated, "10.1.0.1/16", "", "").is_ok());
+        assert!(with(Bridged, "", "br0", "").is_ok());
+        assert!(with(Bridged, "", "", "eth1").is_ok());
+        for (mode, ipv4, bridge, uplink) in [
+            (Bridged, "", "", ""),
+            (Bridged, "", "br0", "eth1"),
+            (Bridged, "10.1.0.1/16", "br0", ""),
+            (Nat, "", "br0", ""),
+            (Isolated, "", "", "eth1"),
+            (wire::NetworkMode::Unspecified, "", "", ""),
+        ] {
+            let fault = with(mode, ipv4, bridge, uplink).unwrap_err();
+            assert_eq!(fault.kind(), Kind::InvalidArgument);
+            assert!(!fault.hints().is_empty());
+        }
+    }
+
+    #[test]
+    fn subnets_are_host_addresses_in_usable_ranges() {
+        for good in ["192.168.100.1/24", "10.0.0.254/8", "203.0.113.1/30"] {
+            assert!(cidr4(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "x",
+            "192.168.100.1",
+            "192.168.100.0/24",
+            "192.168.100.255/24",
+            "10.0.0.1/31",
+            "10.0.0.1/7",
+            "127.0.0.1/8",
+            "224.0.0.1/24",
+            "169.254.1.1/16",
+            "0.0.0.1/8",
+            "300.1.1.1/24",
+        ] {
+            assert_eq!(cidr4(bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
+        }
+        assert!(cidr6("fd00:1::1/64").is_ok());
+        for bad in ["fe80::1/64", "::1/64", "ff02::1/64", "fd00:1::/64", "fd00::1/127", "::ffff:10.0.0.1/120"]
+        {
+            assert_eq!(cidr6(bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
+        }
+    }
+
+    #[test]
+    fn port_names_have_two_parts() {
+        assert!(port_key("networks/lan/ports/web-0").is_ok());
+        for bad in ["", "lan/web", "networks/lan", "networks/../ports/x", "networks/lan/ports/a/b"] {
+            assert!(port_key(bad).is_err(), "{bad}");
+        }
+    }
+}

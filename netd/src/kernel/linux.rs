@@ -1,0 +1,348 @@
+//! The real kernel, by rtnetlink, nft, /dev/net/tun and /proc/sys.
+
+use super::{
+    Action, BridgeProfile, Kernel, Link, Observed, Scope, TapSpec,
+    link::{self, RawLink},
+    nft,
+    route::{address_message, parse_address, parse_route, route_message},
+    ruleset, sysctl,
+    tap::Tap,
+};
+use crate::{
+    model::{IfName, LINK_GROUP},
+    plan,
+};
+use futures_util::TryStreamExt as _;
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+    packet_route::{
+        link::{BridgeStpState, LinkMessage},
+        neighbour::{NeighbourFlags, NeighbourState},
+    },
+};
+use shared::fault::{Fault, Kind};
+use std::{collections::BTreeMap, io, net::IpAddr};
+
+/// errno values that mean "it is as it should be already".
+const EEXIST: i32 = 17;
+const ENODEV: i32 = 19;
+const EADDRNOTAVAIL: i32 = 99;
+const ESRCH: i32 = 3;
+
+/// The kernel of the network namespace that the process runs in.
+#[derive(Clone, Debug)]
+pub struct LinuxKernel {
+    netlink: Handle,
+}
+
+fn refused(what: impl Into<String>, error: rtnetlink::Error) -> Fault {
+    let fault = Fault::new(Kind::Internal, "NETLINK", what);
+    match error {
+        rtnetlink::Error::NetlinkError(message) => {
+            let io = message.to_io();
+            let denied = io.kind() == io::ErrorKind::PermissionDenied;
+            let fault = fault.cause(&io);
+            if denied { fault.hint("netd needs CAP_NET_ADMIN") } else { fault }
+        }
+        other => fault.cause(&other),
+    }
+}
+
+/// Passes over an error that means the change is not needed.
+fn settled(result: Result<(), rtnetlink::Error>, means_done: &[i32]) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(message)) if means_done.contains(&-message.raw_code()) => Ok(()),
+        other => other,
+    }
+}
+
+impl LinuxKernel {
+    /// Opens an rtnetlink socket and serves it on the present runtime.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if the kernel gives none.
+    pub fn new() -> Result<Self, Fault> {
+        let (connection, netlink, _) = rtnetlink::new_connection().map_err(|e| {
+            Fault::new(Kind::FailedPrecondition, "NETLINK", "cannot open an rtnetlink socket").cause(&e)
+        })?;
+        tokio::spawn(connection);
+        Ok(Self { netlink })
+    }
+
+    async fn link(&self, name: &IfName) -> Result<Option<LinkMessage>, Fault> {
+        let found = self.netlink.link().get().match_name(name.to_string()).execute().try_next().await;
+        match found {
+            Ok(message) => Ok(message),
+            Err(rtnetlink::Error::NetlinkError(m)) if m.raw_code() == -ENODEV => Ok(None),
+            Err(error) => Err(refused(format!("cannot look at link `{name}`"), error)),
+        }
+    }
+
+    async fn index(&self, name: &IfName) -> Result<u32, Fault> {
+        self.link(name).await?.map(|message| message.header.index).ok_or_else(|| {
+            Fault::new(Kind::FailedPrecondition, "LINK_GONE", format!("link `{name}` is not there"))
+        })
+    }
+
+    async fn all_links(&self) -> Result<BTreeMap<IfName, Link>, Fault> {
+        let failed = |e| refused("cannot list the links", e);
+        let messages: Vec<_> = self.netlink.link().get().execute().try_collect().await.map_err(failed)?;
+        let mut links = link::resolve(messages.iter().filter_map(link::parse).collect());
+        let mut by_index: BTreeMap<u32, &mut Link> =
+            links.values_mut().map(|link| (link.index, link)).collect();
+        let mut addresses = self.netlink.address().get().execute();
+        while let Some(message) =
+            addresses.try_next().await.map_err(|e| refused("cannot list the addresses", e))?
+        {
+            if let Some((index, address)) = parse_address(&message)
+                && let Some(link) = by_index.get_mut(&index)
+            {
+                link.addresses.push(address);
+            }
+        }
+        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+        for family in [v4, v6] {
+            let mut routes = self.netlink.route().get(family).execute();
+            while let Some(message) =
+                routes.try_next().await.map_err(|e| refused("cannot list the routes", e))?
+            {
+                if let Some((index, route)) = parse_route(&message)
+                    && let Some(link) = by_index.get_mut(&index)
+                {
+                    link.routes.push(route);
+                }
+            }
+        }
+        Ok(links)
+    }
+
+    /// These links, with the names of their masters, and nothing that grows with the number of links.
+    async fn some_links(&self, names: &[IfName]) -> Result<BTreeMap<IfName, Link>, Fault> {
+        let mut raw: Vec<RawLink> = Vec::new();
+        for name in names {
+            raw.extend(self.link(name).await?.as_ref().and_then(link::parse));
+        }
+        Ok(link::resolve(raw))
+    }
+
+    async fn create_bridge(&self, name: &IfName, action: &Action) -> Result<(), Fault> {
+        let Action::CreateBridge { mac, mtu, alias, profile, .. } = action else { return Ok(()) };
+        let message = LinkBridge::new(name.as_str())
+            .address(mac.bytes().to_vec())
+            .link_group(LINK_GROUP)
+            // The word of the link-layer standard: without STP a port forwards at once.
+            .stp_state(BridgeStpState::Disabled)
+            .forward_delay(0)
+            .down()
+            .build();
+        self.netlink
+            .link()
+            .add(message)
+            .execute()
+            .await
+            .map_err(|e| refused(format!("cannot create bridge `{name}`"), e))?;
+        for (key, value) in profile_sysctls(name, *profile) {
+            // A kernel without IPv6 has no such keys, and needs none.
+            if sysctl::read(&key)?.is_some() {
+                sysctl::write(&key, value)?;
+            }
+        }
+        // Given at creation, the MTU would not stop a port from changing it, and the alias would be ignored.
+        let index = self.index(name).await?;
+        self.set_link(name, LinkUnspec::new_with_index(index).mtu(*mtu), "set the MTU of").await?;
+        self.set_link(name, LinkUnspec::new_with_index(index).alias(alias), "mark").await
+    }
+
+    async fn set_link(
+        &self,
+        name: &IfName,
+        builder: LinkMessageBuilder<LinkUnspec>,
+        what: &str,
+    ) -> Result<(), Fault> {
+        self.netlink
+            .link()
+            .change(builder.build())
+            .execute()
+            .await
+            .map_err(|e| refused(format!("cannot {what} `{name}`"), e))
+    }
+
+    /// Order matters: all that guards the port comes before the link goes up, and it becomes persistent last.
+    async fn create_tap(&self, spec: &TapSpec) -> Result<(), Fault> {
+        let name = &spec.name;
+        let failed = |what: &str, error: &io::Error| {
+            Fault::new(Kind::FailedPrecondition, "TAP", format!("cannot {what} tap `{name}`"))
+                .cause(error)
+                .hint("netd needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN")
+        };
+        let tap = Tap::create(name).map_err(|e| failed("create", &e))?;
+        for key in
+            [format!("net/ipv6/conf/{name}/disable_ipv6"), format!("net/ipv6/conf/{name}/addr_gen_mode")]
+        {
+            if sysctl::read(&key)?.is_some() {
+                sysctl::write(&key, "1")?;
+            }
+        }
+        tap.set_owner(spec.owner).map_err(|e| failed("give an owner to", &e))?;
+        let index = self.index(name).await?;
+        let marked =
+            LinkUnspec::new_with_index(index).mtu(spec.mtu).link_group(LINK_GROUP).alias(&spec.alias);
+        self.set_link(name, marked, "mark tap").await?;
+        self.plug(spec).await?;
+        tap.persist().map_err(|e| failed("keep", &e))?;
+        self.set_link(name, LinkUnspec::new_with_index(index).up(), "bring up").await
+    }
+
+    /// Makes the tap a guarded port of its bridge.
+    async fn plug(&self, spec: &TapSpec) -> Result<(), Fault> {
+        let (name, flags) = (&spec.name, spec.flags);
+        let index = self.index(name).await?;
+        let bridge = self.index(&spec.bridge).await?;
+        self.set_link(name, LinkUnspec::new_with_index(index).controller(bridge), "plug").await?;
+        let port = LinkBridgePort::new(index)
+            .learning(flags.learning)
+            .flood(flags.flood)
+            .guard(flags.bpdu_guard)
+            .root_block(flags.root_block)
+            .build();
+        self.netlink
+            .link()
+            .set_port(port)
+            .execute()
+            .await
+            .map_err(|e| refused(format!("cannot guard port `{name}`"), e))?;
+        let entry = self
+            .netlink
+            .neighbours()
+            .add_bridge(index, &spec.mac.bytes())
+            .state(NeighbourState::Noarp)
+            .flags(NeighbourFlags::Controller)
+            .replace();
+        entry.execute().await.map_err(|e| refused(format!("cannot fix MAC {} to port `{name}`", spec.mac), e))
+    }
+
+    async fn delete_link(&self, name: &IfName) -> Result<(), Fault> {
+        let Some(message) = self.link(name).await? else { return Ok(()) };
+        let result = self.netlink.link().del(message.header.index).execute().await;
+        settled(result, &[ENODEV]).map_err(|e| refused(format!("cannot delete link `{name}`"), e))
+    }
+}
+
+/// Keys and values for a bridge. `arp_ignore`: 1 answers for addresses of that interface only, 8 for none.
+fn profile_sysctls(name: &IfName, profile: BridgeProfile) -> Vec<(String, &'static str)> {
+    let v4 = |key: &str| format!("net/ipv4/conf/{name}/{key}");
+    let v6 = |key: &str| format!("net/ipv6/conf/{name}/{key}");
+    match profile {
+        BridgeProfile::Silent => vec![(v6("disable_ipv6"), "1"), (v4("arp_ignore"), "8")],
+        BridgeProfile::Gateway { ipv6 } => vec![
+            (v6("accept_ra"), "0"),
+            (v6("accept_redirects"), "0"),
+            (v6("disable_ipv6"), if ipv6 { "0" } else { "1" }),
+            (v4("arp_ignore"), "1"),
+            (v4("accept_redirects"), "0"),
+            (v4("send_redirects"), "0"),
+            (v4("proxy_arp"), "0"),
+        ],
+        // The NIC's link-local address moves here; a second one is not wanted.
+        BridgeProfile::Uplink => vec![(v6("addr_gen_mode"), "1")],
+    }
+}
+
+impl Kernel for LinuxKernel {
+    #[tracing::instrument(level = "info", skip_all)]
+    async fn observe(&self, scope: &Scope) -> Result<Observed, Fault> {
+        match scope {
+            Scope::Links(names) => {
+                Ok(Observed { links: self.some_links(names).await?, ..Observed::default() })
+            }
+            Scope::All => {
+                let (links, tables) = tokio::join!(self.all_links(), nft::read());
+                let links = links?;
+                let keys = [plan::FORWARD4, plan::FORWARD6, plan::BRIDGE_NF].map(str::to_owned);
+                let mut sysctls = BTreeMap::new();
+                let nics = links
+                    .iter()
+                    .filter(|(_, link)| link.group != LINK_GROUP)
+                    .map(|(name, _)| plan::accept_ra(name));
+                for key in keys.into_iter().chain(nics) {
+                    if let Some(value) = sysctl::read(&key)? {
+                        sysctls.insert(key, value);
+                    }
+                }
+                Ok(Observed { links, sysctls, tables: Some(tables?) })
+            }
+        }
+    }
+
+    async fn nft_version(&self) -> Result<String, Fault> {
+        nft::version().await
+    }
+
+    #[tracing::instrument(level = "info", skip_all, fields(action = ?action))]
+    async fn apply(&self, action: &Action) -> Result<(), Fault> {
+        match action {
+            Action::CreateBridge { name, .. } => self.create_bridge(name, action).await,
+            Action::CreateTap(spec) => self.create_tap(spec).await,
+            Action::RepairTap(spec) => self.plug(spec).await,
+            Action::DeleteLink(name) => self.delete_link(name).await,
+            Action::SetAlias(name, alias) => {
+                let index = self.index(name).await?;
+                self.set_link(name, LinkUnspec::new_with_index(index).alias(alias), "mark").await
+            }
+            Action::SetMtu(name, mtu) => {
+                let index = self.index(name).await?;
+                self.set_link(name, LinkUnspec::new_with_index(index).mtu(*mtu), "set the MTU of").await
+            }
+            Action::SetMac(name, mac) => {
+                let index = self.index(name).await?;
+                let builder = LinkUnspec::new_with_index(index).address(mac.bytes().to_vec());
+                self.set_link(name, builder, "set the MAC of").await
+            }
+            Action::SetUp(name, up) => {
+                let builder = LinkUnspec::new_with_index(self.index(name).await?);
+                let (builder, what) =
+                    if *up { (builder.up(), "bring up") } else { (builder.down(), "bring down") };
+                self.set_link(name, builder, what).await
+            }
+            Action::SetMaster(name, master) => {
+                let builder = LinkUnspec::new_with_index(self.index(name).await?);
+                let builder = match master {
+                    Some(master) => builder.controller(self.index(master).await?),
+                    None => builder.nocontroller(),
+                };
+                self.set_link(name, builder, "plug or unplug").await
+            }
+            Action::AddAddress(name, address) => {
+                let index = self.index(name).await?;
+                let mut request = self.netlink.address().add(index, IpAddr::from([0, 0, 0, 0]), 0).replace();
+                *request.message_mut() = address_message(index, address);
+                settled(request.execute().await, &[EEXIST])
+                    .map_err(|e| refused(format!("cannot add {} to `{name}`", address.net), e))
+            }
+            Action::DeleteAddress(name, address) => {
+                let message = address_message(self.index(name).await?, address);
+                settled(self.netlink.address().del(message).execute().await, &[EADDRNOTAVAIL])
+                    .map_err(|e| refused(format!("cannot remove {} from `{name}`", address.net), e))
+            }
+            Action::ReplaceRoute(name, route) => {
+                let message = route_message(self.index(name).await?, route);
+                settled(self.netlink.route().add(message).replace().execute().await, &[EEXIST]).map_err(|e| {
+                    refused(format!("cannot move the route to {} to `{name}`", route.destination), e)
+                })
+            }
+            Action::DeleteRoute(name, route) => {
+                let message = route_message(self.index(name).await?, route);
+                settled(self.netlink.route().del(message).execute().await, &[ESRCH]).map_err(|e| {
+                    refused(format!("cannot remove the route to {} from `{name}`", route.destination), e)
+                })
+            }
+            Action::ReplaceTables { instance, elements } => {
+                nft::apply(ruleset::replace(instance, elements)).await
+            }
+            Action::ChangeElements { remove, add } => nft::apply(ruleset::change(remove, add)).await,
+            Action::RemoveTables => nft::apply(ruleset::remove()).await,
+            Action::SetSysctl { key, value } => sysctl::write(key, value),
+        }
+    }
+}

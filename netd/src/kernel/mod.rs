@@ -1,0 +1,273 @@
+//! The host's kernel, at the level of intentions: what there is, and one change at a time.
+
+#[cfg(test)]
+pub mod fake;
+mod link;
+mod linux;
+pub mod nft;
+mod route;
+mod ruleset;
+mod sysctl;
+mod tap;
+
+pub use linux::LinuxKernel;
+
+use crate::model::{Address, IfName, Route};
+use ipnet::{Ipv4Net, Ipv6Net};
+use shared::{fault::Fault, mac::Mac};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+};
+
+/// What to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All links, addresses, routes, our tables and the sysctls that we know.
+    All,
+    /// These links only, no tables: the cost does not grow with the number of ports.
+    Links(Vec<IfName>),
+}
+
+/// What the kernel has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// By name.
+    pub links: BTreeMap<IfName, Link>,
+    /// Values of host-wide sysctls and of every link's `accept_ra`, by key (`net/ipv4/ip_forward`).
+    pub sysctls: BTreeMap<String, String>,
+    /// Our nft tables; `None` where the scope did not include them.
+    pub tables: Option<Tables>,
+}
+
+/// A link with what hangs on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Kernel's number of it.
+    pub index: u32,
+    /// Its sort.
+    pub kind: LinkKind,
+    /// IFLA_GROUP.
+    pub group: u32,
+    /// IFLA_IFALIAS; empty if none.
+    pub alias: String,
+    /// Name of the bridge (or other master) it is a port of.
+    pub master: Option<IfName>,
+    /// Hardware address; `None` if it has none of 6 bytes, or a group address.
+    pub mac: Option<Mac>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Has a carrier.
+    pub carrier: bool,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+    /// Unicast routes with one next hop that leave by it, without the kernel's own link-local and multicast ones.
+    pub routes: Vec<Route>,
+    /// Flags as a bridge port.
+    pub port: Option<PortFlags>,
+    /// Names of links stacked on it other than as a bridge port (macvlan, VLAN, ...).
+    pub uppers: Vec<IfName>,
+}
+
+/// Sort of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// A bridge.
+    Bridge,
+    /// A tap, with the uid that may open it.
+    Tap {
+        /// `None`: any process with CAP_NET_ADMIN.
+        owner: Option<u32>,
+        /// Outlives the descriptor.
+        persist: bool,
+    },
+    /// The loopback device.
+    Loopback,
+    /// A wireless station.
+    Wifi,
+    /// A hardware NIC, or a kind that behaves as one: veth, bond, VLAN, ...
+    Nic,
+}
+
+/// Flags of a bridge port that guard against what a guest may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortFlags {
+    /// Learns source addresses.
+    pub learning: bool,
+    /// Gets frames for unknown addresses.
+    pub flood: bool,
+    /// Shuts down on a BPDU.
+    pub bpdu_guard: bool,
+    /// Never becomes the root port.
+    pub root_block: bool,
+}
+
+/// Our two tables, as read back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Digest of all that is static: chains, rules, declarations of sets. `None` if a table is missing.
+    pub digest: Option<String>,
+    /// Instance in the mark chain; `None` if there is no mark.
+    pub instance: Option<String>,
+    /// Members of the sets.
+    pub elements: Elements,
+    /// A table of our name without our mark exists.
+    pub foreign: bool,
+}
+
+/// Data of the packet rules: all that differs from network to network and port to port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elements(pub BTreeSet<Element>);
+
+/// One member of one set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Element {
+    /// Bridge of an isolated network.
+    IsolatedBridge(IfName),
+    /// Bridge of a nat or routed network.
+    GuestBridge(IfName),
+    /// Bridge whose traffic leaves with the host's address.
+    NatBridge(IfName),
+    /// Bridge whose guests may be reached from outside.
+    RoutedBridge(IfName),
+    /// Bridge whose traffic may use any interface that is not ours.
+    AnyUplink(IfName),
+    /// Bridge and the only interface its traffic may use.
+    Uplink(IfName, IfName),
+    /// Bridge and the prefix its guests may use.
+    Subnet4(IfName, Ipv4Net),
+    /// As `Subnet4`.
+    Subnet6(IfName, Ipv6Net),
+    /// Bridge and the host's address there.
+    Gateway4(IfName, std::net::Ipv4Addr),
+    /// As `Gateway4`.
+    Gateway6(IfName, std::net::Ipv6Addr),
+    /// Tap whose frames are checked.
+    FilteredTap(IfName),
+    /// Tap and the source MAC it may use.
+    TapMac(IfName, Mac),
+    /// Tap whose frames never reach the host.
+    IsolatedTap(IfName),
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Makes a bridge: down, STP off, marked, MAC pinned, sysctls set, MTU set.
+    CreateBridge {
+        /// Its name.
+        name: IfName,
+        /// Its own MAC.
+        mac: Mac,
+        /// Bytes.
+        mtu: u32,
+        /// Alias, which is the mark.
+        alias: String,
+        /// How the host behaves on it.
+        profile: BridgeProfile,
+    },
+    /// Makes a tap, from created to up, with its flags and its static FDB entry. One action, because the tap goes
+    /// away by itself if netd dies before it is persistent.
+    CreateTap(TapSpec),
+    /// Sets flags and FDB entry of an existing tap again.
+    RepairTap(TapSpec),
+    /// Removes a link.
+    DeleteLink(IfName),
+    /// Sets the alias.
+    SetAlias(IfName, String),
+    /// Sets the MTU, bytes.
+    SetMtu(IfName, u32),
+    /// Sets the hardware address.
+    SetMac(IfName, Mac),
+    /// Administratively up or down.
+    SetUp(IfName, bool),
+    /// Makes the link a port of a bridge, or of none.
+    SetMaster(IfName, Option<IfName>),
+    /// Adds an address.
+    AddAddress(IfName, Address),
+    /// Removes an address.
+    DeleteAddress(IfName, Address),
+    /// Adds a route, or moves one of the same destination and metric here.
+    ReplaceRoute(IfName, Route),
+    /// Removes a route.
+    DeleteRoute(IfName, Route),
+    /// Replaces both tables, rules and data, in one transaction.
+    ReplaceTables {
+        /// Instance for the mark.
+        instance: String,
+        /// All members of all sets.
+        elements: Elements,
+    },
+    /// Removes and adds members of sets in one transaction.
+    ChangeElements {
+        /// Members to remove; missing ones are passed over.
+        remove: Elements,
+        /// Members to add; present ones are passed over.
+        add: Elements,
+    },
+    /// Removes both tables.
+    RemoveTables,
+    /// Writes a sysctl.
+    SetSysctl {
+        /// Such as `net/ipv4/ip_forward`.
+        key: String,
+        /// What to write.
+        value: String,
+    },
+}
+
+/// How the host behaves on a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BridgeProfile {
+    /// No IP at all: nothing answers there.
+    Silent,
+    /// A gateway: answers for its own address only, takes no router advertisements.
+    Gateway {
+        /// Whether it speaks IPv6 at all.
+        ipv6: bool,
+    },
+    /// Stands for a NIC: as any interface of the host.
+    Uplink,
+}
+
+/// A tap as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapSpec {
+    /// Its name.
+    pub name: IfName,
+    /// The bridge it is a port of.
+    pub bridge: IfName,
+    /// The uid that may open it.
+    pub owner: u32,
+    /// Bytes.
+    pub mtu: u32,
+    /// The guest's MAC, for the static FDB entry.
+    pub mac: Mac,
+    /// Alias, which is the mark.
+    pub alias: String,
+    /// Flags as a bridge port.
+    pub flags: PortFlags,
+}
+
+/// The kernel. The second implementation is a fake for tests.
+pub trait Kernel: Send + Sync + 'static {
+    /// Reads what there is.
+    ///
+    /// # Errors
+    /// INTERNAL if the kernel or nft cannot be read.
+    fn observe(&self, scope: &Scope) -> impl Future<Output = Result<Observed, Fault>> + Send;
+
+    /// First line of `nft --version`.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if nft is missing.
+    fn nft_version(&self) -> impl Future<Output = Result<String, Fault>> + Send;
+
+    /// Carries out one change. Doing it twice is no error.
+    ///
+    /// # Errors
+    /// What the kernel or nft refused, with its own text.
+    fn apply(&self, action: &Action) -> impl Future<Output = Result<(), Fault>> + Send;
+}

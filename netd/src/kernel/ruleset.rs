@@ -1,0 +1,570 @@
+//! The packet rules: two tables whose chains and rules never change, and sets that hold everything else. Pure.
+//!
+//! `bridge kvmctl` checks what a guest puts on the wire, `inet kvmctl` what passes or reaches the host. Each rule
+//! accepts what matches and each chain ends in a drop, so that a field that is missing is never let through.
+
+use super::{Element, Elements};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nftables::{
+    batch::Batch,
+    expr::{CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, Range},
+    schema::{self, Chain, NfListObject, Rule, Set, SetFlag, SetType, SetTypeValue, Table},
+    stmt::{Counter, JumpTarget, Match, NAT, Operator, Statement},
+    types::{NfChainPolicy, NfChainType, NfFamily, NfHook},
+};
+use serde_json::Value;
+use shared::mac::Mac;
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+/// Name of both tables.
+pub const TABLE: &str = "kvmctl";
+/// An empty chain whose name carries the instance: nft 1.0.6 has no table comments in JSON.
+const MARK: &str = "kv_mark_";
+/// Both families that have a table.
+pub const FAMILIES: [NfFamily; 2] = [NfFamily::Bridge, NfFamily::INet];
+
+/// Before every other hook, and before bridge netfilter hands frames to IP rules.
+const BRIDGE_PRIORITY: i32 = -300;
+/// `filter` and `srcnat` of the inet family.
+const FILTER_PRIORITY: i32 = 0;
+const SRCNAT_PRIORITY: i32 = 100;
+
+/// A set of ours: where it is and what it holds.
+struct SetSpec {
+    family: NfFamily,
+    name: &'static str,
+    key: &'static [SetType],
+    interval: bool,
+}
+
+use SetType::{EtherAddr, Ifname, Ipv4Addr as V4, Ipv6Addr as V6};
+
+const fn set(family: NfFamily, name: &'static str, key: &'static [SetType]) -> SetSpec {
+    SetSpec { family, name, key, interval: false }
+}
+
+const SETS: [SetSpec; 14] = [
+    set(NfFamily::Bridge, "kv_filtered", &[Ifname]),
+    set(NfFamily::Bridge, "kv_mac", &[Ifname, EtherAddr]),
+    set(NfFamily::Bridge, "kv_isolated_tap", &[Ifname]),
+    set(NfFamily::INet, "kv_isolated", &[Ifname]),
+    set(NfFamily::INet, "kv_guest", &[Ifname]),
+    set(NfFamily::INet, "kv_nat", &[Ifname]),
+    set(NfFamily::INet, "kv_routed", &[Ifname]),
+    set(NfFamily::INet, "kv_any_uplink", &[Ifname]),
+    set(NfFamily::INet, "kv_uplink", &[Ifname, Ifname]),
+    set(NfFamily::INet, "kv_same", &[Ifname, Ifname]),
+    SetSpec { family: NfFamily::INet, name: "kv_subnet4", key: &[Ifname, V4], interval: true },
+    SetSpec { family: NfFamily::INet, name: "kv_subnet6", key: &[Ifname, V6], interval: true },
+    set(NfFamily::INet, "kv_gateway4", &[Ifname, V4]),
+    set(NfFamily::INet, "kv_gateway6", &[Ifname, V6]),
+];
+
+/// The sets and members that one element stands for. A bridge of ours is also in `kv_same`, since with bridge
+/// netfilter on a frame between two of its ports passes the forward hook as a packet from the bridge to itself.
+fn members(element: &Element) -> Vec<(&'static str, Vec<Expression<'static>>)> {
+    let text = |value: &dyn ToString| Expression::String(value.to_string().into());
+    let prefix = |net: IpNet| {
+        Expression::Named(NamedExpression::Prefix(Prefix {
+            addr: Box::new(text(&net.network())),
+            len: net.prefix_len().into(),
+        }))
+    };
+    let same = |bridge| ("kv_same", vec![text(bridge), text(bridge)]);
+    match element {
+        Element::IsolatedBridge(bridge) => vec![("kv_isolated", vec![text(bridge)]), same(bridge)],
+        Element::GuestBridge(bridge) => vec![("kv_guest", vec![text(bridge)]), same(bridge)],
+        Element::NatBridge(bridge) => vec![("kv_nat", vec![text(bridge)])],
+        Element::RoutedBridge(bridge) => vec![("kv_routed", vec![text(bridge)])],
+        Element::AnyUplink(bridge) => vec![("kv_any_uplink", vec![text(bridge)])],
+        Element::Uplink(bridge, uplink) => vec![("kv_uplink", vec![text(bridge), text(uplink)])],
+        Element::Subnet4(bridge, net) => vec![("kv_subnet4", vec![text(bridge), prefix(IpNet::V4(*net))])],
+        Element::Subnet6(bridge, net) => vec![("kv_subnet6", vec![text(bridge), prefix(IpNet::V6(*net))])],
+        Element::Gateway4(bridge, address) => vec![("kv_gateway4", vec![text(bridge), text(address)])],
+        Element::Gateway6(bridge, address) => vec![("kv_gateway6", vec![text(bridge), text(address)])],
+        Element::FilteredTap(tap) => vec![("kv_filtered", vec![text(tap)])],
+        Element::TapMac(tap, mac) => vec![("kv_mac", vec![text(tap), text(mac)])],
+        Element::IsolatedTap(tap) => vec![("kv_isolated_tap", vec![text(tap)])],
+    }
+}
+
+/// The element that a member read back stands for; `None` for `kv_same`, which others imply, and for what is not
+/// ours.
+fn element(set: &str, member: &Value) -> Option<Element> {
+    let parts = match member.pointer("/concat").and_then(Value::as_array) {
+        Some(parts) => parts.iter().collect(),
+        None => vec![member],
+    };
+    let name = |at: usize| parts.get(at)?.as_str()?.parse().ok();
+    let first = name(0)?;
+    Some(match set {
+        "kv_isolated" => Element::IsolatedBridge(first),
+        "kv_guest" => Element::GuestBridge(first),
+        "kv_nat" => Element::NatBridge(first),
+        "kv_routed" => Element::RoutedBridge(first),
+        "kv_any_uplink" => Element::AnyUplink(first),
+        "kv_uplink" => Element::Uplink(first, name(1)?),
+        "kv_subnet4" => Element::Subnet4(
+            first,
+            net(parts.get(1)?).and_then(|n| Ipv4Net::new(n.0.parse().ok()?, n.1).ok())?,
+        ),
+        "kv_subnet6" => Element::Subnet6(
+            first,
+            net(parts.get(1)?).and_then(|n| Ipv6Net::new(n.0.parse().ok()?, n.1).ok())?,
+        ),
+        "kv_gateway4" => Element::Gateway4(first, parts.get(1)?.as_str()?.parse::<Ipv4Addr>().ok()?),
+        "kv_gateway6" => Element::Gateway6(first, parts.get(1)?.as_str()?.parse::<Ipv6Addr>().ok()?),
+        "kv_filtered" => Element::FilteredTap(first),
+        "kv_mac" => Element::TapMac(first, parts.get(1)?.as_str()?.parse::<Mac>().ok()?),
+        "kv_isolated_tap" => Element::IsolatedTap(first),
+        _ => return None,
+    })
+}
+
+fn net(value: &Value) -> Option<(&str, u8)> {
+    let address = value.pointer("/prefix/addr")?.as_str()?;
+    let length = value.pointer("/prefix/len")?.as_u64()?;
+    Some((address, length.try_into().ok()?))
+}
+
+/// One table as `nft -j list table` prints it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Everything static, in a form that is equal exactly when the rules are.
+    pub rules: String,
+    /// Instance of the mark chain.
+    pub instance: Option<String>,
+    /// Members of our sets. A member that is not ours or does not parse is in `rules`, so that it shows.
+    pub elements: Elements,
+}
+
+/// Reads a listing.
+#[must_use]
+pub fn read(listing: &Value) -> Listing {
+    let mut read = Listing::default();
+    let mut same = Vec::new();
+    let mut rules = Vec::new();
+    for object in listing.pointer("/nftables").and_then(Value::as_array).into_iter().flatten() {
+        if object.get("metainfo").is_some() {
+            continue;
+        }
+        let mut object = object.clone();
+        if let Some(name) = object.pointer("/chain/name").and_then(Value::as_str)
+            && let Some(instance) = name.strip_prefix(MARK)
+        {
+            read.instance = Some(instance.to_owned());
+        }
+        if let Some(set) = object.get_mut("set").and_then(Value::as_object_mut) {
+            let name = set.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+            for member in set.remove("elem").as_ref().and_then(Value::as_array).into_iter().flatten() {
+                match element(&name, member) {
+                    Some(element) => drop(read.elements.0.insert(element)),
+                    None => same.push(member.to_string()),
+                }
+            }
+        }
+        forget_changing(&mut object);
+        rules.push(object.to_string());
+    }
+    let implied: Vec<String> = read
+        .elements
+        .0
+        .iter()
+        .flat_map(members)
+        .filter(|(set, _)| *set == "kv_same")
+        .filter_map(|(_, key)| serde_json::to_value(NamedExpression::Concat(key)).ok())
+        .map(|member| member.to_string())
+        .collect();
+    let mut stray: Vec<_> = same.iter().filter(|member| !implied.contains(member)).cloned().collect();
+    stray.extend(
+        implied.iter().filter(|member| !same.contains(member)).map(|member| format!("missing {member}")),
+    );
+    stray.sort();
+    rules.append(&mut stray);
+    read.rules = rules.join("\n");
+    read
+}
+
+/// Removes what differs from one listing to the next though the rules are the same.
+fn forget_changing(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.remove("handle");
+            if let Some(counter) = map.get_mut("counter").and_then(Value::as_object_mut) {
+                counter.remove("packets");
+                counter.remove("bytes");
+            }
+            map.values_mut().for_each(forget_changing);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_changing),
+        _ => {}
+    }
+}
+
+/// One transaction that leaves both tables as they must be, whatever they were.
+#[must_use]
+pub fn replace(instance: &str, elements: &Elements) -> Batch<'static> {
+    let mut batch = Batch::new();
+    for family in FAMILIES {
+        // `delete` alone fails where there is no table; nft 1.0.6 has no `destroy`.
+        batch.add(table(family));
+        batch.delete(table(family));
+        batch.add(table(family));
+        batch.add(chain(family, format!("{MARK}{instance}")));
+    }
+    for spec in &SETS {
+        batch.add(NfListObject::Set(Box::new(Set {
+            family: spec.family,
+            table: TABLE.into(),
+            name: spec.name.into(),
+            set_type: match spec.key {
+                [one] => SetTypeValue::Single(*one),
+                many => SetTypeValue::Concatenated(many.into()),
+            },
+            flags: spec.interval.then(|| HashSet::from([SetFlag::Interval])),
+            ..Set::default()
+        })));
+    }
+    bridge_rules(&mut batch);
+    inet_rules(&mut batch);
+    add_elements(&mut batch, elements);
+    batch
+}
+
+/// One transaction that removes and adds members.
+#[must_use]
+pub fn change(remove: &Elements, add: &Elements) -> Batch<'static> {
+    let mut batch = Batch::new();
+    // Deleting a missing member fails the transaction: add it first.
+    add_elements(&mut batch, remove);
+    for (name, members) in by_set(remove) {
+        batch.delete(set_members(name, members));
+    }
+    add_elements(&mut batch, add);
+    batch
+}
+
+/// One transaction that removes both tables.
+#[must_use]
+pub fn remove() -> Batch<'static> {
+    let mut batch = Batch::new();
+    for family in FAMILIES {
+        batch.add(table(family));
+        batch.delete(table(family));
+    }
+    batch
+}
+
+fn add_elements(batch: &mut Batch<'static>, elements: &Elements) {
+    for (name, members) in by_set(elements) {
+        batch.add(set_members(name, members));
+    }
+}
+
+fn by_set(elements: &Elements) -> BTreeMap<&'static str, Vec<Expression<'static>>> {
+    let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (set, mut key) in elements.0.iter().flat_map(members) {
+        let member = if key.len() == 1 { key.remove(0) } else { concat(key) };
+        sets.entry(set).or_default().push(member);
+    }
+    sets
+}
+
+fn set_members(name: &'static str, members: Vec<Expression<'static>>) -> NfListObject<'static> {
+    let family = SETS.iter().find(|spec| spec.name == name).map_or(NfFamily::INet, |spec| spec.family);
+    NfListObject::Element(schema::Element {
+        family,
+        table: TABLE.into(),
+        name: name.into(),
+        elem: members.into(),
+    })
+}
+
+/// What a guest puts on the wire.
+fn bridge_rules(batch: &mut Batch<'static>) {
+    let family = NfFamily::Bridge;
+    let frame = |chain, expr| rule(family, chain, expr);
+    batch.add(base(family, "kv_prerouting", NfChainType::Filter, NfHook::Prerouting, BRIDGE_PRIORITY));
+    batch.add(base(family, "kv_input", NfChainType::Filter, NfHook::Input, BRIDGE_PRIORITY));
+    batch.add(chain(family, "kv_frame"));
+    // iifname @kv_filtered jump kv_frame
+    batch.add(frame("kv_prerouting", vec![within(iif(), "kv_filtered"), jump("kv_frame")]));
+    // iifname . ether saddr @kv_mac ether type { arp, ip, ip6 } accept
+    let own_mac = within(concat(vec![iif(), field("ether", "saddr")]), "kv_mac");
+    let types = one_of(field("ether", "type"), ["arp", "ip", "ip6"].map(word));
+    batch.add(frame("kv_frame", vec![own_mac, types, accept()]));
+    batch.add(frame("kv_frame", vec![counter(), discard()]));
+    // iifname @kv_isolated_tap drop: no frame of an isolated guest, ARP included, ever reaches the host.
+    batch.add(frame("kv_input", vec![within(iif(), "kv_isolated_tap"), counter(), discard()]));
+}
+
+/// What passes the host, or reaches it.
+fn inet_rules(batch: &mut Batch<'static>) {
+    let family = NfFamily::INet;
+    for (name, hook) in
+        [("kv_forward", NfHook::Forward), ("kv_input", NfHook::Input), ("kv_output", NfHook::Output)]
+    {
+        batch.add(base(family, name, NfChainType::Filter, hook, FILTER_PRIORITY));
+    }
+    batch.add(base(family, "kv_postrouting", NfChainType::NAT, NfHook::Postrouting, SRCNAT_PRIORITY));
+    for name in
+        ["kv_service", "kv_out", "kv_in", "kv_from_guest", "kv_to_guest", "kv_to_host", "kv_masquerade"]
+    {
+        batch.add(chain(family, name));
+    }
+    for (chain, expr) in forward_rules().into_iter().chain(host_rules()).chain(nat_rules()) {
+        batch.add(rule(family, chain, expr));
+    }
+}
+
+type Rules = Vec<(&'static str, Vec<Statement<'static>>)>;
+
+/// From a bridge and a source address, to an address on a bridge, out of a bridge by another link.
+fn pair(first: Expression<'static>, second: Expression<'static>) -> Expression<'static> {
+    concat(vec![first, second])
+}
+
+fn forward_rules() -> Rules {
+    vec![
+        ("kv_forward", vec![within(pair(iif(), oif()), "kv_same"), accept()]),
+        ("kv_forward", vec![within(iif(), "kv_isolated"), counter(), discard()]),
+        ("kv_forward", vec![within(oif(), "kv_isolated"), counter(), discard()]),
+        ("kv_forward", vec![within(iif(), "kv_guest"), jump("kv_from_guest")]),
+        ("kv_forward", vec![within(oif(), "kv_guest"), jump("kv_to_guest")]),
+        // From a guest: answers, and by the uplink with an address of its own network.
+        ("kv_from_guest", vec![answers(), accept()]),
+        ("kv_from_guest", vec![within(oif(), "kv_guest"), counter(), discard()]),
+        ("kv_from_guest", vec![within(pair(iif(), field("ip", "saddr")), "kv_subnet4"), jump("kv_out")]),
+        ("kv_from_guest", vec![within(pair(iif(), field("ip6", "saddr")), "kv_subnet6"), jump("kv_out")]),
+        ("kv_from_guest", vec![counter(), discard()]),
+        ("kv_out", vec![within(iif(), "kv_any_uplink"), accept()]),
+        ("kv_out", vec![within(pair(iif(), oif()), "kv_uplink"), accept()]),
+        // To a guest: answers, and on routed networks new flows by the uplink.
+        ("kv_to_guest", vec![answers(), accept()]),
+        (
+            "kv_to_guest",
+            vec![
+                within(oif(), "kv_routed"),
+                within(pair(oif(), field("ip", "daddr")), "kv_subnet4"),
+                jump("kv_in"),
+            ],
+        ),
+        (
+            "kv_to_guest",
+            vec![
+                within(oif(), "kv_routed"),
+                within(pair(oif(), field("ip6", "daddr")), "kv_subnet6"),
+                jump("kv_in"),
+            ],
+        ),
+        ("kv_to_guest", vec![counter(), discard()]),
+        ("kv_in", vec![within(oif(), "kv_any_uplink"), accept()]),
+        ("kv_in", vec![within(pair(oif(), iif()), "kv_uplink"), accept()]),
+    ]
+}
+
+fn host_rules() -> Rules {
+    let neighbour_discovery = [
+        "nd-neighbor-solicit",
+        "nd-neighbor-advert",
+        "nd-router-solicit",
+        "mld-listener-report",
+        "mld2-listener-report",
+    ];
+    vec![
+        ("kv_input", vec![within(iif(), "kv_isolated"), counter(), discard()]),
+        ("kv_input", vec![within(iif(), "kv_guest"), jump("kv_to_host")]),
+        ("kv_output", vec![within(oif(), "kv_isolated"), counter(), discard()]),
+        ("kv_to_host", vec![answers(), accept()]),
+        ("kv_to_host", vec![one_of(field("icmpv6", "type"), neighbour_discovery.map(word)), accept()]),
+        // DHCP before the guest has an address.
+        (
+            "kv_to_host",
+            vec![
+                is(field("ip", "daddr"), word("255.255.255.255")),
+                is(field("udp", "dport"), port(67)),
+                accept(),
+            ],
+        ),
+        (
+            "kv_to_host",
+            vec![
+                is(field("ip6", "daddr"), word("ff02::1:2")),
+                is(field("udp", "dport"), port(547)),
+                accept(),
+            ],
+        ),
+        (
+            "kv_to_host",
+            vec![
+                within(pair(iif(), field("ip", "saddr")), "kv_subnet4"),
+                within(pair(iif(), field("ip", "daddr")), "kv_gateway4"),
+                jump("kv_service"),
+            ],
+        ),
+        (
+            "kv_to_host",
+            vec![
+                within(pair(iif(), field("ip6", "saddr")), "kv_subnet6"),
+                within(pair(iif(), field("ip6", "daddr")), "kv_gateway6"),
+                jump("kv_service"),
+            ],
+        ),
+        ("kv_to_host", vec![counter(), discard()]),
+        // Echo, DNS and DHCP at the network's own gateway address.
+        ("kv_service", vec![is(field("icmp", "type"), word("echo-request")), accept()]),
+        ("kv_service", vec![is(field("icmpv6", "type"), word("echo-request")), accept()]),
+        ("kv_service", vec![one_of(field("udp", "dport"), [53, 67, 547].map(port)), accept()]),
+        ("kv_service", vec![is(field("tcp", "dport"), port(53)), accept()]),
+    ]
+}
+
+fn nat_rules() -> Rules {
+    let nothing = || NAT { addr: None, family: None, port: None, flags: None };
+    let high = || {
+        Expression::Range(Box::new(Range { range: [Expression::Number(1024), Expression::Number(65535)] }))
+    };
+    vec![
+        ("kv_postrouting", vec![within(oif(), "kv_guest"), Statement::Return(None)]),
+        ("kv_postrouting", vec![is(field("ip", "daddr"), prefix("224.0.0.0", 24)), Statement::Return(None)]),
+        ("kv_postrouting", vec![is(field("ip", "daddr"), word("255.255.255.255")), Statement::Return(None)]),
+        ("kv_postrouting", vec![is(field("ip6", "daddr"), prefix("ff02::", 16)), Statement::Return(None)]),
+        (
+            "kv_postrouting",
+            vec![
+                within(iif(), "kv_nat"),
+                within(pair(iif(), field("ip", "saddr")), "kv_subnet4"),
+                jump("kv_masquerade"),
+            ],
+        ),
+        (
+            "kv_postrouting",
+            vec![
+                within(iif(), "kv_nat"),
+                within(pair(iif(), field("ip6", "saddr")), "kv_subnet6"),
+                jump("kv_masquerade"),
+            ],
+        ),
+        // Low source ports must not leak: some servers trust them.
+        (
+            "kv_masquerade",
+            vec![
+                one_of(meta(MetaKey::L4proto), ["tcp", "udp"].map(word)),
+                Statement::Masquerade(Some(NAT { port: Some(high()), ..nothing() })),
+            ],
+        ),
+        ("kv_masquerade", vec![Statement::Masquerade(None)]),
+    ]
+}
+
+fn table(family: NfFamily) -> NfListObject<'static> {
+    NfListObject::Table(Table { family, name: TABLE.into(), handle: None })
+}
+
+fn chain(family: NfFamily, name: impl Into<String>) -> NfListObject<'static> {
+    NfListObject::Chain(Chain { family, table: TABLE.into(), name: name.into().into(), ..Chain::default() })
+}
+
+fn base(
+    family: NfFamily,
+    name: &'static str,
+    kind: NfChainType,
+    hook: NfHook,
+    priority: i32,
+) -> NfListObject<'static> {
+    NfListObject::Chain(Chain {
+        family,
+        table: TABLE.into(),
+        name: name.into(),
+        _type: Some(kind),
+        hook: Some(hook),
+        prio: Some(priority),
+        policy: Some(NfChainPolicy::Accept),
+        ..Chain::default()
+    })
+}
+
+fn rule(family: NfFamily, chain: &'static str, expr: Vec<Statement<'static>>) -> NfListObject<'static> {
+    NfListObject::Rule(Rule {
+        family,
+        table: TABLE.into(),
+        chain: chain.into(),
+        expr: expr.into(),
+        ..Rule::default()
+    })
+}
+
+fn meta(key: MetaKey) -> Expression<'static> {
+    Expression::Named(NamedExpression::Meta(Meta { key }))
+}
+
+fn iif() -> Expression<'static> {
+    meta(MetaKey::Iifname)
+}
+
+fn oif() -> Expression<'static> {
+    meta(MetaKey::Oifname)
+}
+
+fn field(protocol: &'static str, field: &'static str) -> Expression<'static> {
+    let field = PayloadField { protocol: protocol.into(), field: field.into() };
+    Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
+}
+
+fn concat(parts: Vec<Expression<'static>>) -> Expression<'static> {
+    Expression::Named(NamedExpression::Concat(parts))
+}
+
+fn word(text: &'static str) -> Expression<'static> {
+    Expression::String(text.into())
+}
+
+fn port(number: u32) -> Expression<'static> {
+    Expression::Number(number)
+}
+
+fn prefix(address: &'static str, len: u32) -> Expression<'static> {
+    Expression::Named(NamedExpression::Prefix(Prefix { addr: Box::new(word(address)), len }))
+}
+
+fn matches(left: Expression<'static>, op: Operator, right: Expression<'static>) -> Statement<'static> {
+    Statement::Match(Match { left, right, op })
+}
+
+fn within(left: Expression<'static>, set: &str) -> Statement<'static> {
+    matches(left, Operator::EQ, Expression::String(format!("@{set}").into()))
+}
+
+fn is(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
+    matches(left, Operator::EQ, right)
+}
+
+fn one_of<const N: usize>(left: Expression<'static>, right: [Expression<'static>; N]) -> Statement<'static> {
+    let items = right.into_iter().map(nftables::expr::SetItem::Element).collect();
+    matches(left, Operator::EQ, Expression::Named(NamedExpression::Set(items)))
+}
+
+/// ct state established,related
+fn answers() -> Statement<'static> {
+    let state = Expression::Named(NamedExpression::CT(CT { key: "state".into(), family: None, dir: None }));
+    matches(state, Operator::IN, Expression::List(["established", "related"].map(word).into()))
+}
+
+fn counter() -> Statement<'static> {
+    Statement::Counter(Counter::Anonymous(None))
+}
+
+fn accept() -> Statement<'static> {
+    Statement::Accept(None)
+}
+
+fn discard() -> Statement<'static> {
+    Statement::Drop(None)
+}
+
+fn jump(target: &'static str) -> Statement<'static> {
+    Statement::Jump(JumpTarget { target: target.into() })
+}

@@ -1,0 +1,13 @@
+//! netd: owns bridges, taps, NAT and packet rules of one host, and serves them as `netd.v1`.
+//!
+//! A request becomes kernel state in four steps: `server` and `convert` make model types of it, `alloc` decides
+//! names and addresses, the record is committed, and `reconciler` carries out what `plan` says is missing.
+
+pub mod alloc;
+pub mod config;
+mod convert;
+pub mod kernel;
+pub mod model;
+pub mod plan;
+pub mod reconciler;
+pub mod server;

@@ -1,0 +1,278 @@
+//! The one writer: commits what was asked, and brings the kernel to it.
+//!
+//! ```text
+//!   create: decide (alloc) -> commit -> apply plan -> read back -> READY     (or taken back whole)
+//!   delete: commit "deleting" -> apply removal -> read back -> forget
+//!   start, resync: observe all -> removals -> rules -> additions -> read back, object by object
+//! ```
+//!
+//! Changes hold the writer lock from decision to read-back, so they happen one after the other; readers see the
+//! records at once and never wait. A change runs in its own task: a client that goes away does not cut it short.
+
+mod converge;
+mod network;
+mod port;
+
+use crate::{
+    kernel::{Action, Kernel, Observed, Scope},
+    model::{IfName, Network, Port, PortKey, SavedSysctl, State},
+    plan::Desired,
+};
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+    store::{Op, Store},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+use tokio::sync::{Mutex, MutexGuard};
+use tracing::Instrument as _;
+
+pub use network::NewNetwork;
+pub use port::NewPort;
+
+const NETWORK: &str = "network";
+const PORT: &str = "port";
+const SYSCTL: &str = "sysctl";
+
+/// A handle on the reconciler; clones share it.
+#[derive(Debug)]
+pub struct Reconciler<K>(Arc<Inner<K>>);
+
+impl<K> Clone for Reconciler<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Inner<K> {
+    kernel: K,
+    store: Store,
+    /// Held for the whole of a change.
+    writer: Mutex<Writer>,
+    /// Written only by the holder of `writer`, never across an await.
+    records: RwLock<Records>,
+}
+
+/// What only the holder of the lock knows.
+#[derive(Debug, Default)]
+struct Writer {
+    /// Digest of the static rules when they were last written; `None` before.
+    digest: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Records {
+    desired: Desired,
+    /// By resource name; an object without an entry is pending.
+    states: BTreeMap<String, State>,
+    warnings: Vec<String>,
+}
+
+/// A network as clients see it.
+#[derive(Clone, Debug)]
+pub struct NetworkView {
+    /// Its record.
+    pub network: Network,
+    /// What the kernel carries of it.
+    pub state: State,
+    /// Number of its ports.
+    pub ports: usize,
+}
+
+/// A port as clients see it.
+#[derive(Clone, Debug)]
+pub struct PortView {
+    /// Its record.
+    pub port: Port,
+    /// What the kernel carries of it.
+    pub state: State,
+    /// MTU of its network, bytes.
+    pub mtu: u32,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Reads the records. Nothing is changed before the first `converge`.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if the store cannot be read.
+    pub async fn load(kernel: K, store: Store) -> Result<Self, Fault> {
+        let networks = store.load::<Network>(NETWORK).await?;
+        let ports = store.load::<Port>(PORT).await?;
+        let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
+        let broken = [networks.broken, ports.broken, sysctls.broken].concat();
+        let warnings = broken
+            .iter()
+            .map(|b| format!("the record `{}` cannot be read and is left alone: {}", b.id, b.why))
+            .collect();
+        let desired = Desired {
+            instance: store.instance().simple().to_string(),
+            networks: networks.records.into_iter().map(|(_, n)| (n.name.clone(), n)).collect(),
+            ports: ports.records.into_iter().map(|(_, p)| (p.key(), p)).collect(),
+            saved: sysctls.records.into_iter().collect(),
+        };
+        let records = RwLock::new(Records { desired, states: BTreeMap::new(), warnings });
+        Ok(Self(Arc::new(Inner { kernel, store, writer: Mutex::default(), records })))
+    }
+
+    /// Runs a change to its end even if the caller goes away.
+    async fn change<T, F>(&self, work: impl FnOnce(Self) -> F) -> Result<T, Fault>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+    {
+        tokio::spawn(work(self.clone()).in_current_span())
+            .await
+            .map_err(|error| Fault::internal("the change ended with a defect").cause(&error))?
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Records> {
+        // A panic while the lock is held leaves the maps whole: each change of them is one insert or remove.
+        self.0.records.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Records> {
+        self.0.records.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn lock(&self) -> MutexGuard<'_, Writer> {
+        self.0.writer.lock().await
+    }
+
+    /// The instance id that marks our objects.
+    #[must_use]
+    pub fn instance(&self) -> String {
+        self.read().desired.instance.clone()
+    }
+
+    /// What an operator should know.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.read().warnings.clone()
+    }
+
+    /// A look at the whole host, for its status.
+    ///
+    /// # Errors
+    /// INTERNAL if the kernel cannot be read.
+    pub async fn observe(&self) -> Result<Observed, Fault> {
+        self.0.kernel.observe(&Scope::All).await
+    }
+
+    /// First line of `nft --version`.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if nft is missing.
+    pub async fn nft_version(&self) -> Result<String, Fault> {
+        self.0.kernel.nft_version().await
+    }
+
+    /// Which of these taps a program has open.
+    ///
+    /// # Errors
+    /// INTERNAL if the kernel cannot be read.
+    pub async fn attached(&self, taps: &[IfName]) -> Result<BTreeSet<IfName>, Fault> {
+        let observed = self.0.kernel.observe(&Scope::Links(taps.to_vec())).await?;
+        Ok(observed.links.into_iter().filter(|(_, link)| link.carrier).map(|(name, _)| name).collect())
+    }
+
+    /// Numbers of networks and ports.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let records = self.read();
+        (records.desired.networks.len(), records.desired.ports.len())
+    }
+
+    fn set_state(&self, resource: String, state: State) {
+        self.write().states.insert(resource, state);
+    }
+
+    /// Applies actions in order; the first failure ends it.
+    async fn apply(&self, actions: &[Action], observed: &Observed) -> Result<(), Fault> {
+        for action in actions {
+            if let Action::SetSysctl { key, value } = action {
+                self.remember_sysctl(key, value, observed).await?;
+            }
+            self.0.kernel.apply(action).await?;
+        }
+        Ok(())
+    }
+
+    /// Records the value that a sysctl had before the first change.
+    async fn remember_sysctl(&self, key: &str, value: &str, observed: &Observed) -> Result<(), Fault> {
+        let known = self.read().desired.saved.contains_key(key);
+        let Some(before) = observed.sysctls.get(key).filter(|_| !known) else { return Ok(()) };
+        let saved = SavedSysctl { before: before.clone(), ours: value.to_owned() };
+        self.0.store.commit(vec![Op::put(SYSCTL, key, &saved)?]).await?;
+        self.write().desired.saved.insert(key.to_owned(), saved);
+        Ok(())
+    }
+
+    /// Forgets the former values of sysctls that no network needs any more.
+    async fn forget_sysctls(&self, observed: &Observed) -> Result<(), Fault> {
+        let unneeded: Vec<String> = {
+            let records = self.read();
+            let wanted = records.desired.wanted_sysctls(observed);
+            records.desired.saved.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect()
+        };
+        if unneeded.is_empty() {
+            return Ok(());
+        }
+        self.0.store.commit(unneeded.iter().map(|key| Op::delete(SYSCTL, key)).collect()).await?;
+        let mut records = self.write();
+        for key in &unneeded {
+            records.desired.saved.remove(key);
+        }
+        Ok(())
+    }
+
+    async fn put_network(&self, network: &Network) -> Result<(), Fault> {
+        self.0.store.commit(vec![Op::put(NETWORK, network.name.to_string(), network)?]).await?;
+        self.write().desired.networks.insert(network.name.clone(), network.clone());
+        Ok(())
+    }
+
+    async fn put_port(&self, port: &Port) -> Result<(), Fault> {
+        self.0.store.commit(vec![Op::put(PORT, port.resource(), port)?]).await?;
+        self.write().desired.ports.insert(port.key(), port.clone());
+        Ok(())
+    }
+
+    /// Removes the records of objects that are gone from the kernel.
+    async fn forget(&self, networks: &[Name], ports: &[PortKey]) -> Result<(), Fault> {
+        let port_name = |key: &PortKey| crate::model::port_resource(&key.0, &key.1);
+        let ops = networks
+            .iter()
+            .map(|name| Op::delete(NETWORK, name.to_string()))
+            .chain(ports.iter().map(|key| Op::delete(PORT, port_name(key))))
+            .collect::<Vec<_>>();
+        if ops.is_empty() {
+            return Ok(());
+        }
+        self.0.store.commit(ops).await?;
+        let mut records = self.write();
+        for name in networks {
+            records.desired.networks.remove(name);
+            records.states.remove(&format!("networks/{name}"));
+        }
+        for key in ports {
+            records.desired.ports.remove(key);
+            records.states.remove(&port_name(key));
+        }
+        Ok(())
+    }
+}
+
+/// The error of a plan that is not empty after it was carried out.
+fn not_converged(resource: &str, first: &Action) -> Fault {
+    Fault::new(
+        Kind::Internal,
+        "NOT_CONVERGED",
+        format!("`{resource}` is not as recorded after the kernel was changed: {first:?} is still to do"),
+    )
+    .hint("another program may be changing the same objects")
+}

@@ -1,0 +1,195 @@
+//! Bringing the whole kernel to the records: at the start, and as a slow resync.
+
+use super::{Reconciler, not_converged};
+use crate::{
+    kernel::{Kernel, Observed, Scope},
+    model::{Network, Port, PortKey, State},
+    plan::Desired,
+};
+use shared::{fault::Fault, name::Name};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Pause between two looks at everything. Changes by others between two looks go unnoticed for that long.
+const RESYNC: Duration = Duration::from_secs(30);
+
+impl<K: Kernel> Reconciler<K> {
+    /// Converges now and then every 30 s until `stop`.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(RESYNC);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            if let Err(fault) = self.converge().await {
+                tracing::warn!(error = fault.chain(), "cannot resync");
+            }
+        }
+    }
+
+    /// Brings the kernel to the records. One object's failure is in its state and does not stop the others.
+    ///
+    /// # Errors
+    /// If the kernel cannot be read at all.
+    pub async fn converge(&self) -> Result<(), Fault> {
+        self.change(|this| async move {
+            let mut writer = this.lock().await;
+            this.converge_locked(&mut writer).await
+        })
+        .await
+    }
+
+    #[tracing::instrument(level = "info", name = "converge", skip_all)]
+    pub(super) async fn converge_locked(&self, writer: &mut super::Writer) -> Result<(), Fault> {
+        let observed = self.0.kernel.observe(&Scope::All).await?;
+        let desired = self.read().desired.clone();
+        self.warn_of_strays(&desired, &observed);
+        self.remove_deleted(&desired, &observed).await?;
+        // Without its rules in force no link may come up.
+        let rules = self.rules(&desired, &observed, writer).await;
+        let observed = self.0.kernel.observe(&Scope::All).await?;
+        for network in desired.networks.values().filter(|n| !n.deleting) {
+            let result = match &rules {
+                Ok(()) => self.bring_network(&desired, network, &observed).await,
+                Err(fault) => Err(fault.clone()),
+            };
+            self.publish(network.resource(), result);
+        }
+        let observed = self.0.kernel.observe(&Scope::All).await?;
+        for port in desired.ports.values().filter(|p| !p.deleting) {
+            let result = match &rules {
+                Ok(()) => self.bring_port(&desired, port, &observed).await,
+                Err(fault) => Err(fault.clone()),
+            };
+            self.publish(port.resource(), result);
+        }
+        self.read_back().await
+    }
+
+    /// Looks once more at everything: what is ready must be so in the kernel's own words.
+    async fn read_back(&self) -> Result<(), Fault> {
+        let observed = self.0.kernel.observe(&Scope::All).await?;
+        let desired = self.read().desired.clone();
+        for network in desired.networks.values().filter(|n| !n.deleting) {
+            self.verify(network.resource(), desired.plan_network(network, &observed));
+        }
+        for port in desired.ports.values().filter(|p| !p.deleting) {
+            self.verify(port.resource(), desired.plan_port(port, &observed));
+        }
+        Ok(())
+    }
+
+    fn verify(&self, resource: String, plan: Result<Vec<crate::kernel::Action>, Fault>) {
+        let ready = self.read().states.get(&resource) == Some(&State::Ready);
+        let result = match plan {
+            Ok(actions) => actions.first().map_or(Ok(()), |first| Err(not_converged(&resource, first))),
+            Err(fault) => Err(fault),
+        };
+        if ready {
+            self.publish(resource, result);
+        }
+    }
+
+    fn publish(&self, resource: String, result: Result<(), Fault>) {
+        let state = match result {
+            Ok(()) => State::Ready,
+            Err(fault) => {
+                tracing::warn!(resource, error = fault.chain(), "degraded");
+                State::Degraded(fault.chain())
+            }
+        };
+        self.set_state(resource, state);
+    }
+
+    fn warn_of_strays(&self, desired: &Desired, observed: &Observed) {
+        let strays = desired.strays(observed);
+        const ABOUT: &str = "netd's mark and no record";
+        let mut records = self.write();
+        records.warnings.retain(|warning| !warning.contains(ABOUT));
+        for name in strays {
+            records.warnings.push(format!(
+                "link `{name}` has {ABOUT}, and is left alone: start netd with the --state-dir that made it, or remove it with `ip link delete {name}`"
+            ));
+        }
+    }
+
+    async fn remove_deleted(&self, desired: &Desired, observed: &Observed) -> Result<(), Fault> {
+        let mut networks = Vec::new();
+        let mut ports = Vec::new();
+        for port in desired.ports.values().filter(|p| p.deleting) {
+            match self.remove_port_link(desired, port, observed).await {
+                Ok(()) => ports.push(port.key()),
+                Err(fault) => self.publish(port.resource(), Err(fault)),
+            }
+        }
+        for network in desired.networks.values().filter(|n| n.deleting) {
+            match self.bring_network(desired, network, observed).await {
+                Ok(()) => networks.push(network.name.clone()),
+                Err(fault) => self.publish(network.resource(), Err(fault)),
+            }
+        }
+        self.forget(&networks, &ports).await
+    }
+
+    async fn remove_port_link(
+        &self,
+        desired: &Desired,
+        port: &Port,
+        observed: &Observed,
+    ) -> Result<(), Fault> {
+        self.apply(&desired.plan_port(port, observed)?, observed).await
+    }
+
+    /// Writes tables and sysctls for what is recorded now.
+    pub(super) async fn rules(
+        &self,
+        desired: &Desired,
+        observed: &Observed,
+        writer: &mut super::Writer,
+    ) -> Result<(), Fault> {
+        let desired = Desired {
+            networks: self.read().desired.networks.clone(),
+            ports: self.read().desired.ports.clone(),
+            ..desired.clone()
+        };
+        let plan = desired.plan_tables(observed, writer.digest.as_deref())?;
+        self.apply(&plan, observed).await?;
+        self.apply(&desired.plan_sysctls(observed), observed).await?;
+        self.forget_sysctls(observed).await?;
+        if plan.is_empty() {
+            return Ok(());
+        }
+        let after = self.0.kernel.observe(&Scope::All).await?;
+        // What stands there right after our own transaction is what our rules look like in nft's words.
+        writer.digest = after.tables.as_ref().and_then(|tables| tables.digest.clone());
+        match desired.plan_tables(&after, writer.digest.as_deref())?.first() {
+            Some(first) => Err(not_converged("the packet rules", first)),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn bring_network(
+        &self,
+        desired: &Desired,
+        network: &Network,
+        observed: &Observed,
+    ) -> Result<(), Fault> {
+        self.apply(&desired.plan_network(network, observed)?, observed).await
+    }
+
+    async fn bring_port(&self, desired: &Desired, port: &Port, observed: &Observed) -> Result<(), Fault> {
+        self.apply(&desired.plan_port(port, observed)?, observed).await
+    }
+
+    /// The records as they are now.
+    pub(super) fn desired(&self) -> Desired {
+        self.read().desired.clone()
+    }
+
+    pub(super) fn port_keys_of(&self, network: &Name) -> Vec<PortKey> {
+        self.read().desired.ports.keys().filter(|key| key.0 == *network).cloned().collect()
+    }
+}

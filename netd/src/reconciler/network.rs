@@ -1,0 +1,246 @@
+//! Creating and deleting networks.
+
+use super::{NetworkView, Reconciler, not_converged};
+use crate::{
+    alloc,
+    kernel::{Kernel, Observed, Scope},
+    model::{Network, NetworkSpec, Port, State},
+    plan::Desired,
+};
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+    store::Op,
+    time::Timestamp,
+};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// A network that a client asks for.
+#[derive(Clone, Debug)]
+pub struct NewNetwork {
+    /// Its name.
+    pub name: Name,
+    /// What is asked of it.
+    pub spec: NetworkSpec,
+    /// The client's own.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// One network.
+    ///
+    /// # Errors
+    /// NOT_FOUND.
+    pub fn network(&self, name: &Name) -> Result<NetworkView, Fault> {
+        let records = self.read();
+        let network = records.desired.networks.get(name).ok_or_else(|| network_not_found(name))?;
+        Ok(view(&records, network))
+    }
+
+    /// Networks in the order of their names, at most `most`, after `after`.
+    #[must_use]
+    pub fn networks(&self, after: Option<&Name>, most: usize) -> Vec<NetworkView> {
+        let records = self.read();
+        let wanted =
+            records.desired.networks.iter().filter(|(name, _)| after.is_none_or(|after| *name > after));
+        wanted.take(most).map(|(_, network)| view(&records, network)).collect()
+    }
+
+    /// Creates a network, or returns the existing one of that spec. With `validate_only` nothing is changed.
+    ///
+    /// # Errors
+    /// Why it cannot be; nothing is left behind.
+    pub async fn create_network(&self, new: NewNetwork, validate_only: bool) -> Result<NetworkView, Fault> {
+        self.change(move |this| async move {
+            let context = format!("cannot create network `{}`", new.name);
+            this.create_network_locked(new, validate_only).await.map_err(|fault| fault.context(context))
+        })
+        .await
+    }
+
+    async fn create_network_locked(
+        &self,
+        new: NewNetwork,
+        validate_only: bool,
+    ) -> Result<NetworkView, Fault> {
+        let mut writer = self.lock().await;
+        if let Ok(existing) = self.network(&new.name) {
+            return same_or_taken(existing, &new);
+        }
+        let observed = self.0.kernel.observe(&Scope::All).await?;
+        let network = decide(new, &self.read().desired, &observed)?;
+        if validate_only {
+            return Ok(NetworkView { network, state: State::Pending, ports: 0 });
+        }
+        let name = network.name.clone();
+        self.put_network(&network).await?;
+        if let Err(fault) = self.raise(&network, &observed, &mut writer).await {
+            self.take_back(network, &mut writer).await;
+            return Err(fault);
+        }
+        self.set_state(network.resource(), State::Ready);
+        self.network(&name)
+    }
+
+    /// Rules, then links, then a look whether all is there.
+    async fn raise(
+        &self,
+        network: &Network,
+        observed: &Observed,
+        writer: &mut super::Writer,
+    ) -> Result<(), Fault> {
+        let desired = self.desired();
+        self.rules(&desired, observed, writer).await?;
+        self.bring_network(&desired, network, observed).await?;
+        let after = self.0.kernel.observe(&Scope::All).await?;
+        match desired.plan_network(network, &after)?.first() {
+            Some(first) => Err(not_converged(&network.resource(), first)),
+            None => Ok(()),
+        }
+    }
+
+    /// Undoes a create that failed. What cannot be undone now stays recorded as being deleted, and is tried again.
+    async fn take_back(&self, network: Network, writer: &mut super::Writer) {
+        let name = network.name.clone();
+        let deleting = Network { deleting: true, ..network };
+        let undone = async {
+            self.put_network(&deleting).await?;
+            self.lower(&[name], &[], writer).await
+        };
+        if let Err(fault) = undone.await {
+            tracing::error!(network = %deleting.name, error = fault.chain(), "cannot undo a failed create");
+            self.set_state(deleting.resource(), State::Degraded(fault.chain()));
+        }
+    }
+
+    /// Deletes a network, with its ports if `force`.
+    ///
+    /// # Errors
+    /// NOT_FOUND; FAILED_PRECONDITION while it has ports; what the kernel refused.
+    pub async fn delete_network(&self, name: Name, force: bool) -> Result<(), Fault> {
+        self.change(move |this| async move {
+            let context = format!("cannot delete network `{name}`");
+            this.delete_network_locked(&name, force).await.map_err(|fault| fault.context(context))
+        })
+        .await
+    }
+
+    async fn delete_network_locked(&self, name: &Name, force: bool) -> Result<(), Fault> {
+        let mut writer = self.lock().await;
+        let network = self.network(name)?.network;
+        let keys = self.port_keys_of(name);
+        if !keys.is_empty() && !force {
+            let names = keys.iter().take(5).map(|key| format!("`{}`", key.1)).collect::<Vec<_>>().join(", ");
+            return Err(Fault::new(
+                Kind::FailedPrecondition,
+                "NETWORK_IN_USE",
+                format!("it has {} port(s): {names}{}", keys.len(), if keys.len() > 5 { ", …" } else { "" }),
+            )
+            .meta("ports", keys.len())
+            .hint("stop the machines on it, or delete it with its ports by --force"));
+        }
+        let network = Network { deleting: true, updated: Timestamp::now(), ..network };
+        let ports: Vec<Port> = {
+            let records = self.read();
+            keys.iter().filter_map(|key| records.desired.ports.get(key)).cloned().collect()
+        };
+        let ports: Vec<Port> = ports.into_iter().map(|port| Port { deleting: true, ..port }).collect();
+        let mut ops = vec![Op::put(super::NETWORK, name.to_string(), &network)?];
+        for port in &ports {
+            ops.push(Op::put(super::PORT, port.resource(), port)?);
+        }
+        self.0.store.commit(ops).await?;
+        {
+            let mut records = self.write();
+            records.desired.networks.insert(name.clone(), network);
+            for port in &ports {
+                records.desired.ports.insert(port.key(), port.clone());
+            }
+        }
+        self.lower(std::slice::from_ref(name), &keys, &mut writer).await
+    }
+
+    /// Removes links of objects that are being deleted, forgets them, and takes their rules out.
+    async fn lower(
+        &self,
+        networks: &[Name],
+        ports: &[crate::model::PortKey],
+        writer: &mut super::Writer,
+    ) -> Result<(), Fault> {
+        let observed = self.0.kernel.observe(&Scope::All).await?;
+        let desired = self.desired();
+        for port in ports.iter().filter_map(|key| desired.ports.get(key)) {
+            self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
+        }
+        for network in networks.iter().filter_map(|name| desired.networks.get(name)) {
+            self.bring_network(&desired, network, &observed).await?;
+        }
+        let after = self.0.kernel.observe(&Scope::All).await?;
+        for network in networks.iter().filter_map(|name| desired.networks.get(name)) {
+            if let Some(first) = desired.plan_network(network, &after)?.first() {
+                return Err(not_converged(&network.resource(), first));
+            }
+        }
+        self.forget(networks, ports).await?;
+        self.rules(&self.desired(), &after, writer).await
+    }
+}
+
+fn view(records: &super::Records, network: &Network) -> NetworkView {
+    NetworkView {
+        state: records.states.get(&network.resource()).cloned().unwrap_or(State::Pending),
+        ports: records.desired.ports.keys().filter(|key| key.0 == network.name).count(),
+        network: network.clone(),
+    }
+}
+
+/// The fault of a name that no network has.
+pub fn network_not_found(name: &Name) -> Fault {
+    Fault::new(Kind::NotFound, "NETWORK_NOT_FOUND", format!("there is no network `{name}`"))
+        .meta("network", name)
+        .hint("`kvmctl network list` shows the networks")
+}
+
+fn same_or_taken(existing: NetworkView, new: &NewNetwork) -> Result<NetworkView, Fault> {
+    if existing.network.deleting {
+        return Err(Fault::new(Kind::Aborted, "DELETING", "a network of that name is being deleted")
+            .hint("try again"));
+    }
+    if existing.network.spec == new.spec && existing.network.labels == new.labels {
+        return Ok(existing);
+    }
+    Err(Fault::new(Kind::AlreadyExists, "NETWORK_EXISTS", "there is one of that name with another spec")
+        .hint(format!("look at it with `kvmctl network show {}`, or choose another name", new.name)))
+}
+
+fn decide(new: NewNetwork, desired: &Desired, observed: &Observed) -> Result<Network, Fault> {
+    let uid = Uuid::new_v4();
+    let footing = alloc::footing(&new.name, uid, &new.spec, observed)?;
+    let others = desired.networks.values();
+    let (ipv4, ipv6) = if new.spec.mode.has_gateway() {
+        (
+            Some(alloc::subnet4(new.spec.ipv4, observed, others.clone())?),
+            alloc::subnet6(new.spec.ipv6, observed, others)?,
+        )
+    } else {
+        (new.spec.ipv4, new.spec.ipv6)
+    };
+    let now = Timestamp::now();
+    Ok(Network {
+        name: new.name,
+        uid,
+        generation: 1,
+        created: now,
+        updated: now,
+        labels: new.labels,
+        spec: new.spec,
+        bridge: footing.bridge,
+        bridge_mac: footing.mac,
+        ipv4,
+        ipv6,
+        mtu: footing.mtu,
+        takeover: footing.takeover,
+        deleting: false,
+    })
+}

@@ -1,0 +1,274 @@
+//! Creating and deleting ports. What it costs does not depend on how many there are: only the port's own links
+//! are looked at, and the rules change by its own members of the sets.
+
+use super::{PortView, Reconciler, network::network_not_found, not_converged};
+use crate::{
+    alloc,
+    kernel::{Action, Elements, Kernel, Observed, Scope},
+    model::{IfName, Network, Port, PortKey, State, port_resource},
+    plan::Desired,
+};
+use shared::{
+    fault::{Fault, Kind},
+    mac::Mac,
+    name::Name,
+    time::Timestamp,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// A port that a client asks for.
+#[derive(Clone, Debug)]
+pub struct NewPort {
+    /// The network it is to be on.
+    pub network: Name,
+    /// Its name there.
+    pub name: Name,
+    /// `None`: made from the names.
+    pub mac: Option<Mac>,
+    /// Whether the guest's frames are checked.
+    pub filter: bool,
+    /// The client's own.
+    pub labels: BTreeMap<String, String>,
+    /// The caller, who may open the tap.
+    pub owner: u32,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// One port.
+    ///
+    /// # Errors
+    /// NOT_FOUND.
+    pub fn port(&self, network: &Name, name: &Name) -> Result<PortView, Fault> {
+        let records = self.read();
+        if !records.desired.networks.contains_key(network) {
+            return Err(network_not_found(network));
+        }
+        let port = records
+            .desired
+            .ports
+            .get(&(network.clone(), name.clone()))
+            .ok_or_else(|| port_not_found(network, name))?;
+        Ok(view(&records, port))
+    }
+
+    /// Ports in the order of networks and names, at most `most`, after `after`; of one network or of all.
+    ///
+    /// # Errors
+    /// NOT_FOUND if there is no such network.
+    pub fn ports(
+        &self,
+        network: Option<&Name>,
+        after: Option<&PortKey>,
+        most: usize,
+    ) -> Result<Vec<PortView>, Fault> {
+        let records = self.read();
+        if let Some(network) = network.filter(|name| !records.desired.networks.contains_key(*name)) {
+            return Err(network_not_found(network));
+        }
+        Ok(records
+            .desired
+            .ports
+            .iter()
+            .filter(|(key, _)| network.is_none_or(|name| key.0 == *name))
+            .filter(|(key, _)| after.is_none_or(|after| *key > after))
+            .take(most)
+            .map(|(_, port)| view(&records, port))
+            .collect())
+    }
+
+    /// Creates a port, or returns the existing one of that spec and owner.
+    ///
+    /// # Errors
+    /// Why it cannot be; nothing is left behind.
+    pub async fn create_port(&self, new: NewPort) -> Result<PortView, Fault> {
+        self.change(move |this| async move {
+            let context = format!("cannot create port `{}` on network `{}`", new.name, new.network);
+            this.create_port_locked(new).await.map_err(|fault| fault.context(context))
+        })
+        .await
+    }
+
+    async fn create_port_locked(&self, new: NewPort) -> Result<PortView, Fault> {
+        let mut writer = self.lock().await;
+        let network = self.network(&new.network)?.network;
+        if network.deleting {
+            return Err(Fault::new(Kind::Aborted, "DELETING", "the network is being deleted"));
+        }
+        if let Ok(existing) = self.port(&new.network, &new.name) {
+            return same_or_taken(existing, &new);
+        }
+        let (port, observed) = self.decide(new, &network).await?;
+        self.put_port(&port).await?;
+        if let Err(fault) = self.raise_port(&port, &network, &observed, &mut writer).await {
+            let deleting = Port { deleting: true, ..port };
+            if let Err(undo) = self.lower_port(&deleting).await {
+                tracing::error!(
+                    port = deleting.resource(),
+                    error = undo.chain(),
+                    "cannot undo a failed create"
+                );
+                self.set_state(deleting.resource(), State::Degraded(undo.chain()));
+            }
+            return Err(fault);
+        }
+        self.set_state(port.resource(), State::Ready);
+        self.port(&port.network, &port.name)
+    }
+
+    async fn raise_port(
+        &self,
+        port: &Port,
+        network: &Network,
+        observed: &Observed,
+        writer: &mut super::Writer,
+    ) -> Result<(), Fault> {
+        let desired = self.around(port, network);
+        let add = Action::ChangeElements { remove: Elements::default(), add: desired.port_elements(port) };
+        // Somebody may have removed our tables since the last look: put everything right, then go on.
+        if self.0.kernel.apply(&add).await.is_err() {
+            writer.digest = None;
+            self.converge_locked(writer).await?;
+            self.0.kernel.apply(&add).await?;
+            return self.check_port(&desired, port, network).await;
+        }
+        self.apply(&desired.plan_port(port, observed)?, observed).await?;
+        self.check_port(&desired, port, network).await
+    }
+
+    async fn check_port(&self, desired: &Desired, port: &Port, network: &Network) -> Result<(), Fault> {
+        let after = self.0.kernel.observe(&scope(port, network)).await?;
+        match desired.plan_port(port, &after)?.first() {
+            Some(first) => Err(not_converged(&port.resource(), first)),
+            None => Ok(()),
+        }
+    }
+
+    /// As much of the records as a port's plan reads.
+    fn around(&self, port: &Port, network: &Network) -> Desired {
+        Desired {
+            instance: self.instance(),
+            networks: BTreeMap::from([(network.name.clone(), network.clone())]),
+            ports: BTreeMap::from([(port.key(), port.clone())]),
+            saved: BTreeMap::new(),
+        }
+    }
+
+    /// Deletes a port; with `uid`, only if it is that very port.
+    ///
+    /// # Errors
+    /// NOT_FOUND; PERMISSION_DENIED unless `caller` is root or owns it; what the kernel refused.
+    pub async fn delete_port(&self, key: PortKey, uid: Option<Uuid>, caller: u32) -> Result<(), Fault> {
+        self.change(move |this| async move {
+            let context = format!("cannot delete port `{}` of network `{}`", key.1, key.0);
+            this.delete_port_locked(&key, uid, caller).await.map_err(|fault| fault.context(context))
+        })
+        .await
+    }
+
+    async fn delete_port_locked(&self, key: &PortKey, uid: Option<Uuid>, caller: u32) -> Result<(), Fault> {
+        let _writer = self.lock().await;
+        let port = self.port(&key.0, &key.1)?.port;
+        if uid.is_some_and(|uid| uid != port.uid) {
+            return Err(port_not_found(&key.0, &key.1));
+        }
+        if caller != 0 && caller != port.owner {
+            return Err(Fault::new(
+                Kind::PermissionDenied,
+                "NOT_OWNER",
+                format!("the port belongs to uid {}, and the caller is uid {caller}", port.owner),
+            )
+            .hint("ask its owner, or do it as root"));
+        }
+        self.lower_port(&Port { deleting: true, updated: Timestamp::now(), ..port }).await
+    }
+
+    /// Records the delete, removes the link, then its members of the sets, then the record.
+    async fn lower_port(&self, port: &Port) -> Result<(), Fault> {
+        self.put_port(port).await?;
+        let network = self.network(&port.network)?.network;
+        let desired = self.around(port, &network);
+        let observed = self.0.kernel.observe(&scope(port, &network)).await?;
+        self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
+        let remove = desired.port_elements(port);
+        self.0.kernel.apply(&Action::ChangeElements { remove, add: Elements::default() }).await?;
+        self.forget(&[], &[port.key()]).await
+    }
+
+    async fn decide(&self, new: NewPort, network: &Network) -> Result<(Port, Observed), Fault> {
+        let resource = port_resource(&new.network, &new.name);
+        let (mac, mut taken) = {
+            let records = self.read();
+            let others = records.desired.ports.values().filter(|p| p.network == new.network);
+            let mac = alloc::port_mac(&resource, new.mac, others)?;
+            let taken: BTreeSet<IfName> = records.desired.ports.values().map(|p| p.tap.clone()).collect();
+            (mac, taken)
+        };
+        let now = Timestamp::now();
+        loop {
+            let tap = alloc::tap_name(&new.network, &new.name, |name| taken.contains(name))?;
+            let observed =
+                self.0.kernel.observe(&Scope::Links(vec![network.bridge.clone(), tap.clone()])).await?;
+            // No record explains a link of that name: it is somebody else's, so take another name.
+            if observed.links.contains_key(&tap) {
+                taken.insert(tap);
+                continue;
+            }
+            let port = Port {
+                network: new.network,
+                name: new.name,
+                uid: Uuid::new_v4(),
+                generation: 1,
+                created: now,
+                updated: now,
+                labels: new.labels,
+                asked_mac: new.mac,
+                mac,
+                filter: new.filter,
+                tap,
+                owner: new.owner,
+                deleting: false,
+            };
+            return Ok((port, observed));
+        }
+    }
+}
+
+fn scope(port: &Port, network: &Network) -> Scope {
+    Scope::Links(vec![network.bridge.clone(), port.tap.clone()])
+}
+
+fn view(records: &super::Records, port: &Port) -> PortView {
+    PortView {
+        state: records.states.get(&port.resource()).cloned().unwrap_or(State::Pending),
+        mtu: records.desired.networks.get(&port.network).map_or(0, |network| network.mtu),
+        port: port.clone(),
+    }
+}
+
+fn port_not_found(network: &Name, name: &Name) -> Fault {
+    Fault::new(Kind::NotFound, "PORT_NOT_FOUND", format!("there is no port `{name}` on network `{network}`"))
+        .hint(format!("`kvmctl port list {network}` shows its ports"))
+}
+
+fn same_or_taken(existing: PortView, new: &NewPort) -> Result<PortView, Fault> {
+    let port = &existing.port;
+    if port.deleting {
+        return Err(
+            Fault::new(Kind::Aborted, "DELETING", "a port of that name is being deleted").hint("try again")
+        );
+    }
+    let same = port.asked_mac == new.mac
+        && port.filter == new.filter
+        && port.labels == new.labels
+        && port.owner == new.owner;
+    if same {
+        return Ok(existing);
+    }
+    let fault = Fault::new(
+        Kind::AlreadyExists,
+        "PORT_EXISTS",
+        "there is one of that name with another spec or owner",
+    );
+    Err(fault.hint(format!("look at it with `kvmctl port show {} {}`", new.network, new.name)))
+}

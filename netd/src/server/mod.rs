@@ -1,0 +1,33 @@
+//! The gRPC services. Wire types end here.
+
+mod host;
+mod network;
+mod port;
+
+use crate::{kernel::Kernel, reconciler::Reconciler};
+use proto::netd::v1::{
+    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
+    port_service_server::PortServiceServer,
+};
+use shared::fault::{Fault, Kind};
+use tonic::service::Routes;
+
+/// Most items of one page, and how many where the client does not say.
+const PAGE: usize = 1000;
+
+/// All services of `netd.v1`.
+#[must_use]
+pub fn routes<K: Kernel>(reconciler: Reconciler<K>) -> Routes {
+    Routes::new(NetworkServiceServer::new(network::Service(reconciler.clone())))
+        .add_service(PortServiceServer::new(port::Service(reconciler.clone())))
+        .add_service(HostServiceServer::new(host::Service(reconciler)))
+}
+
+/// Number of items that a request asks for.
+fn page_size(asked: i32) -> Result<usize, Fault> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(PAGE),
+        Ok(size) => Ok(size.min(PAGE)),
+        Err(_) => Err(Fault::new(Kind::InvalidArgument, "INVALID_PAGE_SIZE", "the page size is negative")),
+    }
+}

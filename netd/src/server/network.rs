@@ -1,0 +1,59 @@
+//! `netd.v1.NetworkService`.
+
+use super::page_size;
+use crate::{convert, kernel::Kernel, reconciler::Reconciler};
+use proto::netd::v1 as wire;
+use shared::name::Name;
+use tonic::{Request, Response, Status};
+
+#[derive(Debug)]
+pub struct Service<K>(pub Reconciler<K>);
+
+#[tonic::async_trait]
+impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
+    async fn get_network(
+        &self,
+        request: Request<wire::GetNetworkRequest>,
+    ) -> Result<Response<wire::Network>, Status> {
+        let name = Name::from_resource(&request.get_ref().name, "networks")?;
+        Ok(Response::new(convert::network(self.0.network(&name)?)))
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<wire::ListNetworksRequest>,
+    ) -> Result<Response<wire::ListNetworksResponse>, Status> {
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(Name::from_resource(token, "networks")?),
+        };
+        let networks: Vec<_> =
+            self.0.networks(after.as_ref(), size).into_iter().map(convert::network).collect();
+        let full = networks.len() == size;
+        let next_page_token =
+            networks.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
+        Ok(Response::new(wire::ListNetworksResponse { networks, next_page_token }))
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<wire::CreateNetworkRequest>,
+    ) -> Result<Response<wire::Network>, Status> {
+        let request = request.into_inner();
+        let new = convert::new_network(request.network)?;
+        let view = self.0.create_network(new, request.validate_only).await?;
+        Ok(Response::new(convert::network(view)))
+    }
+
+    async fn delete_network(
+        &self,
+        request: Request<wire::DeleteNetworkRequest>,
+    ) -> Result<Response<wire::DeleteNetworkResponse>, Status> {
+        let request = request.into_inner();
+        let name = Name::from_resource(&request.name, "networks")?;
+        self.0.delete_network(name, request.force).await?;
+        Ok(Response::new(wire::DeleteNetworkResponse {}))
+    }
+}

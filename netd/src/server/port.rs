@@ -1,0 +1,90 @@
+//! `netd.v1.PortService`.
+
+use super::page_size;
+use crate::{
+    convert,
+    kernel::Kernel,
+    reconciler::{PortView, Reconciler},
+};
+use proto::netd::v1 as wire;
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+    socket::peer_of,
+};
+use tonic::{Request, Response, Status};
+
+#[derive(Debug)]
+pub struct Service<K>(pub Reconciler<K>);
+
+impl<K: Kernel> Service<K> {
+    async fn wire(&self, view: PortView) -> Result<wire::Port, Fault> {
+        let attached = self.0.attached(std::slice::from_ref(&view.port.tap)).await?.contains(&view.port.tap);
+        Ok(convert::port(view, attached))
+    }
+}
+
+#[tonic::async_trait]
+impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
+    async fn get_port(&self, request: Request<wire::GetPortRequest>) -> Result<Response<wire::Port>, Status> {
+        let (network, name) = convert::port_key(&request.get_ref().name)?;
+        Ok(Response::new(self.wire(self.0.port(&network, &name)?).await?))
+    }
+
+    async fn list_ports(
+        &self,
+        request: Request<wire::ListPortsRequest>,
+    ) -> Result<Response<wire::ListPortsResponse>, Status> {
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let network = match request.parent.as_str() {
+            "networks/-" => None,
+            parent => Some(Name::from_resource(parent, "networks")?),
+        };
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(convert::port_key(token)?),
+        };
+        let views = self.0.ports(network.as_ref(), after.as_ref(), size)?;
+        let full = views.len() == size;
+        let taps: Vec<_> = views.iter().map(|view| view.port.tap.clone()).collect();
+        let attached = self.0.attached(&taps).await?;
+        let ports: Vec<_> = views
+            .into_iter()
+            .map(|view| {
+                let attached = attached.contains(&view.port.tap);
+                convert::port(view, attached)
+            })
+            .collect();
+        let next_page_token =
+            ports.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
+        Ok(Response::new(wire::ListPortsResponse { ports, next_page_token }))
+    }
+
+    async fn create_port(
+        &self,
+        request: Request<wire::CreatePortRequest>,
+    ) -> Result<Response<wire::Port>, Status> {
+        let owner = peer_of(&request)?.uid;
+        let new = convert::new_port(request.into_inner().port, owner)?;
+        let view = self.0.create_port(new).await?;
+        Ok(Response::new(convert::port(view, false)))
+    }
+
+    async fn delete_port(
+        &self,
+        request: Request<wire::DeletePortRequest>,
+    ) -> Result<Response<wire::DeletePortResponse>, Status> {
+        let caller = peer_of(&request)?.uid;
+        let request = request.into_inner();
+        let key = convert::port_key(&request.name)?;
+        let uid = match request.uid.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|e| {
+                Fault::new(Kind::InvalidArgument, "INVALID_UID", "the uid is not a UUID").cause(&e)
+            })?),
+        };
+        self.0.delete_port(key, uid, caller).await?;
+        Ok(Response::new(wire::DeletePortResponse {}))
+    }
+}
