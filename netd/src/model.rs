@@ -144,6 +144,9 @@ pub struct Takeover {
 pub struct Address {
     /// Address and prefix length.
     pub net: IpNet,
+    /// IPv4 broadcast address, if one was given.
+    #[serde(default)]
+    pub broadcast: Option<std::net::Ipv4Addr>,
     /// Whether the kernel was told to make no connected route for it.
     pub no_prefix_route: bool,
     /// Seconds it stays valid; `None` is for ever. Something else, such as a DHCP client, renews it.

@@ -352,7 +352,7 @@ fn gateway_addresses(network: &Network) -> Vec<Address> {
     nets.into_iter()
         .flatten()
         .filter(|_| network.spec.mode.has_gateway())
-        .map(|net| Address { net, no_prefix_route: false, valid_seconds: None })
+        .map(|net| Address { net, broadcast: None, no_prefix_route: false, valid_seconds: None })
         .collect()
 }
 

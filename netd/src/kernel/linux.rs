@@ -186,8 +186,10 @@ impl LinuxKernel {
         }
         tap.set_owner(spec.owner).map_err(|e| failed("give an owner to", &e))?;
         let index = self.index(name).await?;
-        let marked =
-            LinkUnspec::new_with_index(index).mtu(spec.mtu).link_group(LINK_GROUP).alias(&spec.alias);
+        // A bridge that is not ours may take the lowest MAC of its ports for its own: ours must never be that one.
+        let [_, rest @ ..] = spec.mac.bytes();
+        let own_mac = [[0xfe].as_slice(), &rest].concat();
+        let marked = LinkUnspec::new_with_index(index).address(own_mac).mtu(spec.mtu).link_group(LINK_GROUP).alias(&spec.alias);
         self.set_link(name, marked, "mark tap").await?;
         self.plug(spec).await?;
         tap.persist().map_err(|e| failed("keep", &e))?;

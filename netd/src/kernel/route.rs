@@ -24,11 +24,13 @@ pub fn parse_address(message: &AddressMessage) -> Option<(u32, Address)> {
     let mut local = None;
     let mut flags = AddressFlags::empty();
     let mut valid_seconds = None;
+    let mut broadcast = None;
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(ip) => address = Some(*ip),
             AddressAttribute::Local(ip) => local = Some(*ip),
             AddressAttribute::Flags(all) => flags = *all,
+            AddressAttribute::Broadcast(ip) => broadcast = Some(*ip),
             AddressAttribute::CacheInfo(info) if info.ifa_valid != FOR_EVER => {
                 valid_seconds = Some(info.ifa_valid)
             }
@@ -37,7 +39,7 @@ pub fn parse_address(message: &AddressMessage) -> Option<(u32, Address)> {
     }
     let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
     let no_prefix_route = flags.contains(AddressFlags::Noprefixroute);
-    Some((message.header.index, Address { net, no_prefix_route, valid_seconds }))
+    Some((message.header.index, Address { net, broadcast, no_prefix_route, valid_seconds }))
 }
 
 /// The message that adds `address` to a link.
@@ -53,10 +55,8 @@ pub fn address_message(index: u32, address: &Address) -> AddressMessage {
     };
     message.attributes.push(AddressAttribute::Local(ip));
     message.attributes.push(AddressAttribute::Address(ip));
-    if let IpNet::V4(net) = address.net
-        && net.prefix_len() < 31
-    {
-        message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+    if let Some(broadcast) = address.broadcast {
+        message.attributes.push(AddressAttribute::Broadcast(broadcast));
     }
     // Duplicate detection would keep the address unusable for a second, and without a carrier for ever.
     let mut flags = if ip.is_ipv6() { AddressFlags::Nodad } else { AddressFlags::empty() };

@@ -1,0 +1,109 @@
+//! A complete picture of a host, by tools that are not ours, to compare before and after.
+
+use crate::{host::TestHost, netns::Netns, wait};
+use serde_json::Value;
+use std::{collections::BTreeMap, fs, path::Path};
+
+/// Everything that a test may have changed on a host. Two are equal exactly when nothing is left behind.
+#[derive(Debug, PartialEq)]
+pub struct Census(BTreeMap<&'static str, String>);
+
+impl Census {
+    /// Takes the picture of a namespace.
+    #[must_use]
+    pub fn of(netns: &Netns) -> Self {
+        settle(netns);
+        let mut census = BTreeMap::new();
+        census.insert(
+            "links",
+            without(netns.json("ip -j -d link"), &["operstate", "flags", "promiscuity", "allmulti"]),
+        );
+        census.insert(
+            "addresses",
+            without(
+                netns.json("ip -j address"),
+                &["operstate", "flags", "valid_life_time", "preferred_life_time", "tentative", "nodad"],
+            ),
+        );
+        census.insert("routes", without(netns.json("ip -j route show table all"), &["flags"]));
+        census.insert("routes6", without(netns.json("ip -j -6 route show table all"), &["flags"]));
+        // Learnt and multicast entries come and go with traffic.
+        let mut fdb = netns.json("bridge -j fdb");
+        if let Some(entries) = fdb.as_array_mut() {
+            entries.retain(|entry| entry["state"] == "static");
+        }
+        census.insert("fdb", without(fdb, &[]));
+        census.insert("rules", netns.sh("nft list ruleset"));
+        census.insert("forwarding", netns.sh("sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding"));
+        Self(census)
+    }
+
+    /// Panics with the first difference.
+    ///
+    /// # Panics
+    /// If there is one.
+    pub fn assert_same(&self, now: &Self) {
+        for (what, before) in &self.0 {
+            let now = &now.0[what];
+            let gone: Vec<_> = before.lines().filter(|line| !now.contains(line)).collect();
+            let new: Vec<_> = now.lines().filter(|line| !before.contains(line)).collect();
+            assert!(before == now, "{what} changed:\ngone {gone:#?}\nnew {new:#?}");
+        }
+    }
+}
+
+/// Waits until the kernel has given each running link of the host's own its link-local address.
+fn settle(netns: &Netns) {
+    wait::until("link-local addresses", || {
+        let links = netns.json("ip -j address");
+        let settled = links.as_array()?.iter().all(|link| {
+            let own = !link["ifname"].as_str().unwrap_or_default().starts_with("kv");
+            let addressed = || {
+                link["addr_info"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|a| a["scope"] == "link" && a["tentative"] != true)
+            };
+            !own || link["operstate"] != "UP" || link.get("master").is_some() || addressed()
+        });
+        settled.then_some(())
+    });
+}
+
+/// Names of what lies in a folder of the host's, files of the state store aside.
+#[must_use]
+pub fn left_in(host: &TestHost, folder: &str) -> Vec<String> {
+    fn walk(path: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, found);
+            }
+            found.push(path.display().to_string());
+        }
+    }
+    let mut found = Vec::new();
+    walk(&host.dir.path().join(folder), &mut found);
+    found.retain(|path| {
+        !path.contains("state.sqlite") && !path.ends_with("/lock") && !path.ends_with(".sock")
+    });
+    found.sort();
+    found
+}
+
+/// Drops what changes by itself, such as carriers and lifetimes.
+fn without(mut value: Value, keys: &[&str]) -> String {
+    fn strip(value: &mut Value, keys: &[&str]) {
+        match value {
+            Value::Object(map) => {
+                map.retain(|key, _| !keys.contains(&key.as_str()));
+                map.values_mut().for_each(|value| strip(value, keys));
+            }
+            Value::Array(items) => items.iter_mut().for_each(|value| strip(value, keys)),
+            _ => {}
+        }
+    }
+    strip(&mut value, keys);
+    serde_json::to_string_pretty(&value).unwrap_or_default()
+}

@@ -1,0 +1,331 @@
+//! A host under test: a namespace with the daemons in it, and the LAN it is on.
+
+use crate::{
+    netns::{self, Netns},
+    wait,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command},
+};
+use tempfile::TempDir;
+
+/// The uid and gid that vmd runs as: nobody's on any system.
+pub const VMD_UID: u32 = 64_055;
+
+/// A host with netd, and vmd where a test wants it.
+#[derive(Debug)]
+pub struct TestHost {
+    /// The host's namespace. `up0` leads to the LAN: 10.99.0.2/24 and 2001:db8:99::2/64.
+    pub netns: Netns,
+    /// Another host of that LAN: 10.99.0.1 and 2001:db8:99::1, the host's default gateway.
+    pub lan: Netns,
+    /// Everything the daemons keep.
+    pub dir: TempDir,
+    /// More environment for daemons and clients.
+    pub environment: Vec<(String, String)>,
+    netd: Option<Child>,
+    vmd: Option<Child>,
+}
+
+/// What a command of kvmctl did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// The output as JSON.
+    ///
+    /// # Panics
+    /// If the command failed or printed none.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
+    }
+}
+
+impl TestHost {
+    /// A host on a LAN, without daemons.
+    ///
+    /// # Panics
+    /// Without root.
+    #[must_use]
+    pub fn bare() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests make network namespaces: run them as root"
+        );
+        let netns = Netns::new("host");
+        let lan = Netns::new("lan");
+        netns.join("up0", &lan, "lan0");
+        netns.sh("ip address add 10.99.0.2/24 dev up0; ip address add 2001:db8:99::2/64 dev up0 nodad
+                  ip route add default via 10.99.0.1; ip -6 route add default via 2001:db8:99::1");
+        lan.sh("ip address add 10.99.0.1/24 dev lan0; ip address add 2001:db8:99::1/64 dev lan0 nodad");
+        let dir = tempfile::Builder::new().prefix("kvt-").tempdir().expect("folder");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("mode");
+        // vmd runs as a user who may not be able to reach the build folder.
+        for program in ["netd", "kvmctl"] {
+            link_or_copy(&program_path(program), &dir.path().join(program));
+        }
+        Self { netns, lan, dir, environment: Vec::new(), netd: None, vmd: None }
+    }
+
+    /// A host with netd running.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut host = Self::bare();
+        host.start_netd();
+        host
+    }
+
+    /// A host with netd and vmd running, and the test guest's files in its folder.
+    ///
+    /// # Panics
+    /// If the guest was not built.
+    #[must_use]
+    pub fn with_vmd() -> Self {
+        let mut host = Self::new();
+        link_or_copy(&program_path("vmd"), &host.dir.path().join("vmd"));
+        let guest = workspace().join("target/guest");
+        for file in ["vmlinuz", "initrd.img"] {
+            assert!(guest.join(file).exists(), "no test guest: run `make guest` first");
+            link_or_copy(&guest.join(file), &host.dir.path().join(file));
+        }
+        let state = host.dir.path().join("vmd-state");
+        let run = host.dir.path().join("vmd-run");
+        for folder in [&state, &run] {
+            fs::create_dir(folder).expect("folder");
+            std::os::unix::fs::chown(folder, Some(VMD_UID), Some(VMD_UID)).expect("chown");
+        }
+        host.start_vmd();
+        host
+    }
+
+    /// A path in the host's folder.
+    #[must_use]
+    pub fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    /// Starts netd and waits until it serves.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn start_netd(&mut self) {
+        let socket = self.dir.path().join("netd.sock");
+        let mut command = self.netns.command(&self.path("netd"));
+        command.args(["--socket", &self.path("netd.sock"), "--state-dir", &self.path("netd-state")]).args([
+            "--run-dir",
+            &self.path("netd-run"),
+            "--socket-group",
+            &VMD_UID.to_string(),
+        ]);
+        self.netd = Some(self.start(command, "netd.log", &socket));
+    }
+
+    /// Starts vmd as an unprivileged user and waits until it serves.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn start_vmd(&mut self) {
+        let socket = self.dir.path().join("vmd-run/vmd.sock");
+        // Where udev runs /dev/net/tun is 0666. Here it may not be: the daemon sees a node that is.
+        let script = format!(
+            "node={}; [ -e $node ] || {{ mknod $node c 10 200; chmod 666 $node; }}
+             mount --bind $node /dev/net/tun
+             exec setpriv --reuid {VMD_UID} --regid {VMD_UID} --clear-groups \"$@\"",
+            self.path("tun")
+        );
+        let mut command = self.netns.command("sh");
+        command
+            .args(["-euc", &script, "sh", &self.path("vmd"), "--socket", &socket.display().to_string()])
+            .args([
+                "--netd",
+                &self.netd_address(),
+                "--state-dir",
+                &self.path("vmd-state"),
+                "--run-dir",
+                &self.path("vmd-run"),
+                "--accel",
+                "tcg",
+            ]);
+        self.vmd = Some(self.start(command, "vmd.log", &socket));
+    }
+
+    fn start(&self, mut command: Command, log: &str, socket: &Path) -> Child {
+        let log_path = self.dir.path().join(log);
+        let file = fs::OpenOptions::new().create(true).append(true).open(&log_path).expect("log");
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        let mut child = command.stdout(file.try_clone().expect("log")).stderr(file).spawn().expect("daemon");
+        wait::until(&format!("{} to be there", socket.display()), || {
+            if let Some(status) = child.try_wait().expect("daemon") {
+                panic!("the daemon ended ({status}): {}", fs::read_to_string(&log_path).unwrap_or_default());
+            }
+            UnixStream::connect(socket).ok()
+        });
+        child
+    }
+
+    /// netd's address.
+    #[must_use]
+    pub fn netd_address(&self) -> String {
+        format!("unix://{}", self.path("netd.sock"))
+    }
+
+    /// vmd's address.
+    #[must_use]
+    pub fn vmd_address(&self) -> String {
+        format!("unix://{}", self.path("vmd-run/vmd.sock"))
+    }
+
+    /// netd's process id.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[must_use]
+    pub fn netd_pid(&self) -> u32 {
+        self.netd.as_ref().expect("netd runs").id()
+    }
+
+    /// vmd's process id.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[must_use]
+    pub fn vmd_pid(&self) -> u32 {
+        self.vmd.as_ref().expect("vmd runs").id()
+    }
+
+    /// Ends netd by SIGKILL.
+    pub fn kill_netd(&mut self) {
+        kill(self.netd.take());
+    }
+
+    /// Ends vmd by SIGKILL.
+    pub fn kill_vmd(&mut self) {
+        kill(self.vmd.take());
+    }
+
+    /// A command of kvmctl, not yet run.
+    #[must_use]
+    pub fn kvmctl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.path("kvmctl"));
+        command
+            .args(arguments)
+            .env("KVMCTL_NETD", self.netd_address())
+            .env("KVMCTL_VMD", self.vmd_address())
+            .envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    /// Runs kvmctl as root.
+    pub fn kvmctl(&self, arguments: &[&str]) -> Outcome {
+        let output = netns::output(&mut self.kvmctl_command(arguments));
+        Outcome {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs kvmctl, which has to succeed; arguments are split at blanks.
+    ///
+    /// # Panics
+    /// If it does not; with what it and the daemons said.
+    pub fn ok(&self, arguments: &str) -> String {
+        let outcome = self.kvmctl(&arguments.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(
+            outcome.code,
+            0,
+            "kvmctl {arguments}\n{}{}\n{}",
+            outcome.stdout,
+            outcome.stderr,
+            self.logs()
+        );
+        outcome.stdout
+    }
+
+    /// As `ok`, with `-o json`.
+    pub fn ok_json(&self, arguments: &str) -> Value {
+        let text = self.ok(&format!("{arguments} -o json"));
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    /// Creates a port and returns its tap and MAC.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn port(&self, network: &str, name: &str) -> (String, String) {
+        let port = self.ok_json(&format!("port create {network} {name}"));
+        let field = |name: &str| port["status"][name].as_str().expect(name).to_owned();
+        (field("interface"), field("mac"))
+    }
+
+    /// What the daemons logged.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        ["netd.log", "vmd.log"]
+            .map(|log| fs::read_to_string(self.dir.path().join(log)).unwrap_or_default())
+            .concat()
+    }
+}
+
+impl Default for TestHost {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for TestHost {
+    fn drop(&mut self) {
+        kill(self.vmd.take());
+        kill(self.netd.take());
+        if std::thread::panicking() {
+            eprintln!("--- daemons' logs\n{}", self.logs());
+        }
+    }
+}
+
+fn kill(child: Option<Child>) {
+    if let Some(mut child) = child {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// The workspace's root.
+///
+/// # Panics
+/// Never in a checkout.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("workspace").to_owned()
+}
+
+/// A program of the workspace, from the same build as this test.
+///
+/// # Panics
+/// If it was not built.
+#[must_use]
+pub fn program_path(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("own path");
+    let path = test.ancestors().nth(2).expect("build folder").join(name);
+    assert!(path.exists(), "{} is not there: run `cargo build --workspace` first", path.display());
+    path
+}
+
+fn link_or_copy(from: &Path, to: &Path) {
+    if fs::hard_link(from, to).is_err() {
+        fs::copy(from, to).unwrap_or_else(|e| panic!("copy {}: {e}", from.display()));
+    }
+}
