@@ -1,0 +1,149 @@
+//! The command line as it is written: no behaviour. The doc comments are the help.
+
+mod network;
+mod vm;
+
+pub use network::{Mode, NetworkCommand, OnOff, PortCommand};
+pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
+
+use crate::parse;
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use std::path::PathBuf;
+
+/// Where netd listens if nobody says otherwise.
+pub const DEFAULT_NETD: &str = "unix:///run/kvmctl/netd.sock";
+/// Where vmd listens if nobody says otherwise.
+pub const DEFAULT_VMD: &str = "unix:///run/kvmctl/vmd.sock";
+
+const TOP_HELP: &str = "\
+Examples:
+  kvmctl network create lan --mode nat
+  kvmctl vm run web --memory 1G --disk web.qcow2,format=qcow2 --network lan
+  kvmctl vm console web
+  kvmctl vm list -o json | jq -r '.[].name'
+
+Exit codes:
+  0  done
+  1  refused or failed
+  2  wrong usage
+  3  a daemon is not reachable
+  4  timed out
+
+Environment:
+  KVMCTL_NETD, KVMCTL_VMD      addresses of the daemons, as --netd and --vmd
+  OTEL_EXPORTER_OTLP_ENDPOINT  send traces to this OpenTelemetry collector
+
+Shell completion: source <(COMPLETE=bash kvmctl)   (or zsh, fish, elvish)";
+
+/// Virtual networks and virtual machines of this host.
+///
+/// kvmctl speaks to two daemons: netd, which makes networks and ports, and vmd, which runs machines. Data goes to
+/// standard output, everything else to standard error.
+#[derive(Debug, Parser)]
+#[command(name = "kvmctl", version, after_help = TOP_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// How results are printed: json and yaml have stable fields, name is one bare name a line
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+    /// netd's socket, unix:///path
+    #[arg(long, global = true, env = "KVMCTL_NETD", hide_env_values = true, default_value = DEFAULT_NETD,
+          value_name = "ADDR", value_parser = parse::address)]
+    pub netd: String,
+    /// vmd's socket, unix:///path
+    #[arg(long, global = true, env = "KVMCTL_VMD", hide_env_values = true, default_value = DEFAULT_VMD,
+          value_name = "ADDR", value_parser = parse::address)]
+    pub vmd: String,
+    /// Show the trace id of a failure too
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    #[value(help = None)]
+    Table,
+    /// One JSON value.
+    #[value(help = None)]
+    Json,
+    /// One YAML document.
+    #[value(help = None)]
+    Yaml,
+    /// Bare names, one a line.
+    #[value(help = None)]
+    Name,
+}
+
+/// The groups of commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Virtual networks: bridges with the packet rules their mode promises
+    #[command(subcommand, visible_alias = "net")]
+    Network(NetworkCommand),
+    /// Ports: taps on a network, for programs other than vmd
+    #[command(subcommand)]
+    Port(PortCommand),
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// What the daemons can do on this host
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Writes the manual pages
+    #[command(hide = true)]
+    Man {
+        /// An existing folder
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+    },
+}
+
+/// `kvmctl host`.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Shows versions, accelerator, forwarding and warnings of both daemons
+    Show,
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_every_command_may_stand_anywhere() {
+        for line in ["kvmctl -o json vm list", "kvmctl vm -o json list", "kvmctl vm list -o json"] {
+            assert_eq!(Cli::try_parse_from(line.split(' ')).unwrap().global.output, Format::Json, "{line}");
+        }
+    }
+
+    #[test]
+    fn vnc_takes_its_value_only_after_an_equals_sign() {
+        let parse = |line: &str| match Cli::try_parse_from(line.split(' ')).unwrap().command {
+            Command::Vm(VmCommand::Create(create)) => (create.name.to_string(), create.vnc),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parse("kvmctl vm create --vnc web"), ("web".into(), Some(VncChoice::Unix)));
+        assert_eq!(parse("kvmctl vm create --vnc=tcp web"), ("web".into(), Some(VncChoice::Tcp)));
+        assert_eq!(parse("kvmctl vm create web"), ("web".into(), None));
+    }
+}

@@ -1,0 +1,141 @@
+//! `kvmctl network` and `kvmctl port`.
+
+use crate::{complete, parse};
+use clap::{Args, Subcommand, ValueEnum};
+use clap_complete::ArgValueCompleter;
+use shared::{mac::Mac, name::Name};
+
+/// `kvmctl network`.
+#[derive(Debug, Subcommand)]
+pub enum NetworkCommand {
+    /// Creates a network and returns once the kernel carries it
+    ///
+    /// Creating it again with the same options is no error.
+    #[command(after_help = "\
+Examples:
+  kvmctl network create lan --mode nat
+  kvmctl network create lab --mode isolated --ipv4 10.9.0.1/24
+  kvmctl network create dmz --mode routed --ipv4 192.0.2.1/24 --uplink eth0
+  kvmctl network create office --mode bridged --uplink eth1")]
+    Create(CreateNetwork),
+    /// Lists the networks
+    #[command(visible_alias = "ls")]
+    List,
+    /// Shows one network
+    Show {
+        /// The network's name
+        #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
+        name: Name,
+    },
+    /// Deletes a network and puts the host back as it was
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The network's name
+        #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
+        name: Name,
+        /// Delete its ports too
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `kvmctl network create`.
+#[derive(Args, Debug)]
+pub struct CreateNetwork {
+    /// 1 to 63 of a-z, 0-9 and -
+    #[arg(value_parser = parse::name)]
+    pub name: Name,
+    /// What the network promises about packets
+    #[arg(long, value_enum)]
+    pub mode: Mode,
+    /// The host's IPv4 address and prefix there, 192.168.100.1/24 for example; nat and routed choose a free one
+    #[arg(long, value_name = "CIDR")]
+    pub ipv4: Option<String>,
+    /// The host's IPv6 address and prefix there, fd00:1::1/64 for example; no IPv6 without it
+    #[arg(long, value_name = "CIDR")]
+    pub ipv6: Option<String>,
+    /// bridged: an existing bridge to use; it is never changed
+    #[arg(long, value_name = "IF")]
+    pub bridge: Option<String>,
+    /// bridged: the NIC that joins a new bridge; nat and routed: the only way out for guests
+    #[arg(long, value_name = "IF")]
+    pub uplink: Option<String>,
+    /// Bytes, 68 to 65535; the uplink's, else 1500
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65535))]
+    pub mtu: Option<u32>,
+}
+
+/// What a network promises about packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Guests reach each other and nothing else, not even this host
+    Isolated,
+    /// Guests reach the outside with this host's address; nothing new comes in
+    Nat,
+    /// Guests reach the outside, and are reached, with their own addresses
+    Routed,
+    /// Guests are hosts of the LAN behind a NIC or an existing bridge
+    Bridged,
+}
+
+/// `kvmctl port`.
+#[derive(Debug, Subcommand)]
+pub enum PortCommand {
+    /// Creates a port, a tap that belongs to the calling user
+    #[command(after_help = "\
+Examples:
+  kvmctl port create lan fc-0
+  kvmctl port create lan router --filter off --mac 52:54:00:00:00:01 -o json | jq -r .status.interface")]
+    Create(CreatePort),
+    /// Lists the ports of one network, or of all
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this network's
+        #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
+        network: Option<Name>,
+    },
+    /// Shows one port
+    Show(PortName),
+    /// Deletes a port
+    #[command(visible_alias = "rm")]
+    Delete(PortName),
+}
+
+/// Which port is meant.
+#[derive(Args, Debug)]
+pub struct PortName {
+    /// The network's name
+    #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
+    pub network: Name,
+    /// The port's name
+    #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::ports))]
+    pub name: Name,
+}
+
+/// `kvmctl port create`.
+#[derive(Args, Debug)]
+pub struct CreatePort {
+    /// The network's name
+    #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
+    pub network: Name,
+    /// 1 to 63 of a-z, 0-9 and -
+    #[arg(value_parser = parse::name)]
+    pub name: Name,
+    /// The guest's MAC; derived from the names if not given, the same each time
+    #[arg(long, value_parser = parse::mac)]
+    pub mac: Option<Mac>,
+    /// Whether frames from the guest are checked; off is for nested routers and bridges
+    #[arg(long, value_enum)]
+    pub filter: Option<OnOff>,
+}
+
+/// A switch with both values spelled out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// Yes.
+    #[value(help = None)]
+    On,
+    /// No.
+    #[value(help = None)]
+    Off,
+}

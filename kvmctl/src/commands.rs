@@ -1,0 +1,27 @@
+//! What each command does.
+
+pub mod console;
+pub mod host;
+pub mod network;
+pub mod port;
+pub mod vm;
+
+use crate::{
+    cli::{Command, HostCommand},
+    client::Clients,
+    output::{Printer, Stop},
+};
+
+/// Carries out a command.
+///
+/// # Errors
+/// Whatever ended it early.
+pub async fn run(command: Command, clients: &Clients, printer: &mut Printer<'_>) -> Result<(), Stop> {
+    match command {
+        Command::Network(command) => network::run(command, clients, printer).await,
+        Command::Port(command) => port::run(command, clients, printer).await,
+        Command::Vm(command) => vm::run(command, clients, printer).await,
+        Command::Host(HostCommand::Show) => host::show(clients, printer).await,
+        Command::Man { dir } => Ok(crate::man::write(&dir)?),
+    }
+}

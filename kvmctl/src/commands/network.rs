@@ -1,0 +1,83 @@
+//! `kvmctl network`.
+
+use crate::{
+    cli::{Mode, NetworkCommand},
+    client::{Clients, DEADLINE, within},
+    output::{Printer, Stop, network::Network},
+};
+use proto::netd::v1::{self as wire, NetworkMode};
+use shared::{fault::Fault, name::Name};
+
+/// Carries out a command on networks.
+///
+/// # Errors
+/// Whatever ended it early.
+pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Printer<'_>) -> Result<(), Stop> {
+    match command {
+        NetworkCommand::Create(create) => {
+            let spec = wire::NetworkSpec {
+                mode: mode(create.mode).into(),
+                ipv4_cidr: create.ipv4.unwrap_or_default(),
+                ipv6_cidr: create.ipv6.unwrap_or_default(),
+                bridge: create.bridge.unwrap_or_default(),
+                uplink: create.uplink.unwrap_or_default(),
+                mtu: create.mtu.unwrap_or_default(),
+            };
+            let network =
+                wire::Network { name: resource(&create.name), spec: Some(spec), ..Default::default() };
+            let request = wire::CreateNetworkRequest { network: Some(network), validate_only: false };
+            let mut networks = clients.networks()?;
+            let call = networks.create_network(within(DEADLINE, request));
+            let network: Network = clients.netd.call(DEADLINE, call).await?.into();
+            printer.changed("network", "created", &network)
+        }
+        NetworkCommand::List => printer.list(&all(clients).await?),
+        NetworkCommand::Show { name } => {
+            let request = wire::GetNetworkRequest { name: resource(&name) };
+            let mut networks = clients.networks()?;
+            let call = networks.get_network(within(DEADLINE, request));
+            let network: Network = clients.netd.call(DEADLINE, call).await?.into();
+            printer.show(&network)
+        }
+        NetworkCommand::Delete { name, force } => {
+            let request = wire::DeleteNetworkRequest { name: resource(&name), force };
+            let mut networks = clients.networks()?;
+            let call = networks.delete_network(within(DEADLINE, request));
+            clients.netd.call(DEADLINE, call).await?;
+            printer.deleted("network", name.as_str())
+        }
+    }
+}
+
+/// All networks, in the order of their names.
+///
+/// # Errors
+/// What netd said.
+pub async fn all(clients: &Clients) -> Result<Vec<Network>, Fault> {
+    let mut found = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = wire::ListNetworksRequest { page_size: 0, page_token };
+        let mut networks = clients.networks()?;
+        let call = networks.list_networks(within(DEADLINE, request));
+        let page = clients.netd.call(DEADLINE, call).await?;
+        found.extend(page.networks.into_iter().map(Network::from));
+        if page.next_page_token.is_empty() {
+            return Ok(found);
+        }
+        page_token = page.next_page_token;
+    }
+}
+
+pub(super) fn resource(name: &Name) -> String {
+    format!("networks/{name}")
+}
+
+fn mode(mode: Mode) -> NetworkMode {
+    match mode {
+        Mode::Isolated => NetworkMode::Isolated,
+        Mode::Nat => NetworkMode::Nat,
+        Mode::Routed => NetworkMode::Routed,
+        Mode::Bridged => NetworkMode::Bridged,
+    }
+}

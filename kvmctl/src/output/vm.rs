@@ -1,0 +1,343 @@
+//! Machines as they are printed.
+
+use super::{
+    Object, last_part, set,
+    text::{Sheet, count, or_dash},
+    time::rfc3339,
+    word,
+};
+use crate::parse::size_text;
+use proto::vmd::v1::{
+    self as wire, Accelerator, DiskBus, DiskCache, DiskMedia, NicModel, VmState, VncListen,
+};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// A machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct Vm {
+    /// Its bare name.
+    pub name: String,
+    /// UUID, the guest's system UUID.
+    pub uid: String,
+    /// Counts changes of the spec.
+    pub generation: i64,
+    /// When it was recorded.
+    pub create_time: Option<String>,
+    /// When its record last changed.
+    pub update_time: Option<String>,
+    /// Free text.
+    pub labels: BTreeMap<String, String>,
+    /// What was asked for.
+    pub spec: VmSpec,
+    /// What came of it.
+    pub status: VmStatus,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, Serialize)]
+pub struct VmSpec {
+    /// Number of virtual CPUs.
+    pub vcpus: u32,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// Null: vmd's choice.
+    pub cpu_model: Option<String>,
+    /// As the guest sees them.
+    pub disks: Vec<Disk>,
+    /// Null: firmware boots the first disk.
+    pub kernel_boot: Option<KernelBoot>,
+    /// As the guest sees them.
+    pub nics: Vec<Nic>,
+    /// Null: no display.
+    pub vnc: Option<Vnc>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Serialize)]
+pub struct Disk {
+    /// Absolute.
+    pub path: String,
+    /// raw or qcow2.
+    pub format: String,
+    /// virtio, sata or scsi.
+    pub bus: String,
+    /// writeback, none, writethrough, unsafe or directsync.
+    pub cache: String,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+    /// disk or cdrom.
+    pub media: String,
+}
+
+/// A kernel started by QEMU itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelBoot {
+    /// Absolute.
+    pub kernel: String,
+    /// Absolute.
+    pub initrd: Option<String>,
+    /// Its command line.
+    pub cmdline: Option<String>,
+}
+
+/// A network card.
+#[derive(Clone, Debug, Serialize)]
+pub struct Nic {
+    /// Bare name of the network.
+    pub network: String,
+    /// Null: derived from the names.
+    pub mac: Option<String>,
+    /// virtio, e1000 or e1000e.
+    pub model: String,
+}
+
+/// A display.
+#[derive(Clone, Debug, Serialize)]
+pub struct Vnc {
+    /// unix or tcp.
+    pub listen: String,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct VmStatus {
+    /// Grows with each change.
+    pub revision: i64,
+    /// stopped, starting, running, paused, stopping or failed.
+    pub state: String,
+    /// Why the last run ended.
+    pub exit_reason: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// QEMU's process.
+    pub pid: Option<u32>,
+    /// When QEMU was started.
+    pub start_time: Option<String>,
+    /// kvm or tcg; null when not running.
+    pub accelerator: Option<String>,
+    /// In use; null when not running.
+    pub cpu_model: Option<String>,
+    /// One for each of the spec.
+    pub nics: Vec<NicStatus>,
+    /// `unix:/path` or `127.0.0.1:59xx`.
+    pub vnc_address: Option<String>,
+    /// QEMU does not answer.
+    pub unresponsive: bool,
+    /// Taken over from an earlier vmd.
+    pub adopted: bool,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+    /// Null when not running.
+    pub qemu_version: Option<String>,
+}
+
+/// A network card as it is.
+#[derive(Clone, Debug, Serialize)]
+pub struct NicStatus {
+    /// `networks/NETWORK/ports/NAME` of netd.
+    pub port: Option<String>,
+    /// In force.
+    pub mac: Option<String>,
+    /// The tap; null when not running.
+    pub interface: Option<String>,
+}
+
+/// An accelerator as a word; `None` where there is none.
+pub(super) fn accelerator(value: i32) -> Option<String> {
+    let name = Accelerator::try_from(value).ok().map(|a| a.as_str_name());
+    set(word(name, "ACCELERATOR_", ""))
+}
+
+impl From<wire::Disk> for Disk {
+    fn from(disk: wire::Disk) -> Self {
+        let bus = DiskBus::try_from(disk.bus).ok().map(|b| b.as_str_name());
+        let cache = DiskCache::try_from(disk.cache).ok().map(|c| c.as_str_name());
+        let media = DiskMedia::try_from(disk.media).ok().map(|m| m.as_str_name());
+        Self {
+            path: disk.path,
+            format: disk.format,
+            bus: word(bus, "DISK_BUS_", "virtio"),
+            cache: word(cache, "DISK_CACHE_", "writeback"),
+            read_only: disk.read_only || disk.media == i32::from(DiskMedia::Cdrom),
+            media: word(media, "DISK_MEDIA_", "disk"),
+        }
+    }
+}
+
+impl From<wire::Nic> for Nic {
+    fn from(nic: wire::Nic) -> Self {
+        let model = NicModel::try_from(nic.model).ok().map(|m| m.as_str_name());
+        Self {
+            network: last_part(&nic.network),
+            mac: set(nic.mac),
+            model: word(model, "NIC_MODEL_", "virtio"),
+        }
+    }
+}
+
+impl From<wire::VmSpec> for VmSpec {
+    fn from(spec: wire::VmSpec) -> Self {
+        let listen = |vnc: wire::Vnc| VncListen::try_from(vnc.listen).ok().map(|l| l.as_str_name());
+        Self {
+            vcpus: spec.vcpus.max(1),
+            memory_bytes: spec.memory_bytes,
+            cpu_model: set(spec.cpu_model),
+            disks: spec.disks.into_iter().map(Into::into).collect(),
+            kernel_boot: spec.kernel_boot.map(|boot| KernelBoot {
+                kernel: boot.kernel,
+                initrd: set(boot.initrd),
+                cmdline: set(boot.cmdline),
+            }),
+            nics: spec.nics.into_iter().map(Into::into).collect(),
+            vnc: spec.vnc.map(|vnc| Vnc { listen: word(listen(vnc), "VNC_LISTEN_", "unix") }),
+        }
+    }
+}
+
+impl From<wire::VmStatus> for VmStatus {
+    fn from(status: wire::VmStatus) -> Self {
+        let state = VmState::try_from(status.state).ok().map(|s| s.as_str_name());
+        Self {
+            revision: status.revision,
+            state: word(state, "VM_STATE_", "unknown"),
+            exit_reason: set(status.exit_reason),
+            error: set(status.error),
+            pid: (status.pid != 0).then_some(status.pid),
+            start_time: rfc3339(status.start_time.as_ref()),
+            accelerator: accelerator(status.accelerator),
+            cpu_model: set(status.cpu_model),
+            nics: status
+                .nics
+                .into_iter()
+                .map(|nic| NicStatus {
+                    port: set(nic.port),
+                    mac: set(nic.mac),
+                    interface: set(nic.interface),
+                })
+                .collect(),
+            vnc_address: set(status.vnc_address),
+            unresponsive: status.unresponsive,
+            adopted: status.adopted,
+            warnings: status.warnings,
+            qemu_version: set(status.qemu_version),
+        }
+    }
+}
+
+impl From<wire::Vm> for Vm {
+    fn from(vm: wire::Vm) -> Self {
+        Self {
+            name: last_part(&vm.name),
+            uid: vm.uid,
+            generation: vm.generation,
+            create_time: rfc3339(vm.create_time.as_ref()),
+            update_time: rfc3339(vm.update_time.as_ref()),
+            labels: vm.labels.into_iter().collect(),
+            spec: vm.spec.unwrap_or_default().into(),
+            status: vm.status.unwrap_or_default().into(),
+        }
+    }
+}
+
+impl Disk {
+    fn line(&self) -> String {
+        let Self { path, format, bus, cache, .. } = self;
+        let media = if self.media == "disk" { "" } else { ", cdrom" };
+        let access = if self.read_only { ", read-only" } else { "" };
+        format!("{path} ({format}, {bus}, {cache}{media}{access})")
+    }
+}
+
+impl Vm {
+    fn nic_lines(&self) -> impl Iterator<Item = String> {
+        self.spec.nics.iter().enumerate().map(|(index, nic)| {
+            let status = self.status.nics.get(index);
+            let mac = status.and_then(|s| s.mac.as_ref()).or(nic.mac.as_ref());
+            let interface = status.and_then(|s| s.interface.as_ref()).map(|i| format!("interface {i}"));
+            let port = status.and_then(|s| s.port.as_ref()).map(|p| format!("port {}", last_part(p)));
+            let facts: Vec<_> =
+                [Some(nic.model.clone()), mac.cloned(), interface, port].into_iter().flatten().collect();
+            format!("{} ({})", nic.network, facts.join(", "))
+        })
+    }
+
+    fn state_line(&self) -> String {
+        let status = &self.status;
+        match status.unresponsive {
+            true => format!("{} (QEMU does not answer)", status.state),
+            false => status.state.clone(),
+        }
+    }
+}
+
+impl Object for Vm {
+    const COLUMNS: &'static [&'static str] =
+        &["NAME", "STATE", "VCPUS", "MEMORY", "ACCEL", "PID", "NETWORKS"];
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn row(&self) -> Vec<String> {
+        let networks: Vec<_> = self.spec.nics.iter().map(|nic| nic.network.as_str()).collect();
+        vec![
+            self.name.clone(),
+            self.status.state.clone(),
+            self.spec.vcpus.to_string(),
+            size_text(self.spec.memory_bytes),
+            or_dash(self.status.accelerator.as_deref()),
+            or_dash(self.status.pid.map(|pid| pid.to_string()).as_deref()),
+            or_dash(set(networks.join(",")).as_deref()),
+        ]
+    }
+
+    fn sheet(&self) -> String {
+        let (spec, status) = (&self.spec, &self.status);
+        let boot = spec.kernel_boot.as_ref();
+        let cpu = status.cpu_model.as_ref().or(spec.cpu_model.as_ref());
+        let vnc = spec.vnc.as_ref().map(|vnc| status.vnc_address.as_ref().unwrap_or(&vnc.listen));
+        Sheet::default()
+            .line("Name", &self.name)
+            .line("State", self.state_line())
+            .maybe("Error", status.error.as_deref())
+            .maybe("Last exit", status.exit_reason.as_deref())
+            .line("vCPUs", spec.vcpus.to_string())
+            .line("Memory", size_text(spec.memory_bytes))
+            .maybe("CPU model", cpu.cloned())
+            .maybe("Accelerator", status.accelerator.as_deref())
+            .maybe("QEMU", status.qemu_version.as_deref())
+            .maybe("PID", status.pid.map(|pid| pid.to_string()))
+            .maybe("Started", status.start_time.as_deref())
+            .maybe("Kernel", boot.map(|boot| boot.kernel.as_str()))
+            .maybe("Initrd", boot.and_then(|boot| boot.initrd.as_deref()))
+            .maybe("Command line", boot.and_then(|boot| boot.cmdline.as_deref()))
+            .maybe("VNC", vnc.cloned())
+            .line("UID", &self.uid)
+            .maybe("Created", self.create_time.as_deref())
+            .items("Disks", spec.disks.iter().map(Disk::line))
+            .items("NICs", self.nic_lines())
+            .items("Labels", self.labels.iter().map(|(key, value)| format!("{key}={value}")))
+            .items("Warnings", status.warnings.clone())
+            .render()
+    }
+
+    fn summary(&self) -> String {
+        let (spec, status) = (&self.spec, &self.status);
+        [
+            Some(count(spec.vcpus, "vCPU")),
+            Some(size_text(spec.memory_bytes)),
+            status.accelerator.clone(),
+            status.pid.map(|pid| format!("pid {pid}")),
+            (status.state == "stopped").then(|| status.exit_reason.clone()).flatten(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
+    }
+
+    fn warnings(&self) -> &[String] {
+        &self.status.warnings
+    }
+}

@@ -1,0 +1,189 @@
+//! kvmctl against daemons with scripted answers.
+
+use crate::fake::{Fake, RECORD, Ran};
+use insta::assert_snapshot;
+use std::{io::Write as _, process::Stdio};
+
+#[test]
+fn create_prints_the_object_in_every_format() {
+    let fake = Fake::start();
+    let create = "network create lan --mode nat -o";
+    let table = fake.run(&format!("{create} table"));
+    assert_eq!(table.code, Some(0), "{}", table.err);
+    assert_eq!(table.out, "network lan created (nat, 192.168.100.1/24, bridge kvb-lan)\n");
+    assert_eq!(table.err, "warning: eth0 is managed by DHCP\n");
+    assert_eq!(fake.run(&format!("{create} name")).out, "lan\n");
+    assert_snapshot!(fake.run(&format!("{create} yaml")).out);
+    assert_snapshot!(fake.run(&format!("{create} json")).out);
+}
+
+#[test]
+fn list_prints_every_page_in_every_format() {
+    let fake = Fake::start();
+    assert_eq!(fake.run("network list -o json").out, "[]\n");
+    assert_eq!(fake.run("network list").out, "NAME  MODE  STATE  BRIDGE  PORTS  IPV4  IPV6\n");
+    for name in ["lan", "wan", "lab"] {
+        assert_eq!(fake.run(&format!("network create {name} --mode routed")).code, Some(0));
+    }
+    assert_snapshot!(fake.run("network list").out, @r"
+    NAME  MODE    STATE  BRIDGE   PORTS  IPV4              IPV6
+    lan   routed  ready  kvb-lan  0      192.168.100.1/24  -
+    wan   routed  ready  kvb-lan  0      192.168.100.1/24  -
+    lab   routed  ready  kvb-lan  0      192.168.100.1/24  -
+    ");
+    assert_eq!(fake.run("network list -o name").out, "lan\nwan\nlab\n");
+    let json: serde_json::Value = serde_json::from_str(&fake.run("network list -o json").out).unwrap();
+    assert_eq!(json[2]["name"], "lab");
+    assert_eq!(json[0]["status"]["state"], "ready");
+    let yaml: serde_json::Value = serde_saphyr::from_str(&fake.run("network list -o yaml").out).unwrap();
+    assert_eq!(yaml, json);
+}
+
+#[test]
+fn delete_says_so_in_every_format() {
+    let fake = Fake::start();
+    let delete = "network delete lan --force -o";
+    assert_eq!(fake.run(&format!("{delete} table")).out, "network lan deleted\n");
+    assert_eq!(fake.run(&format!("{delete} name")).out, "lan\n");
+    let json: serde_json::Value = serde_json::from_str(&fake.run(&format!("{delete} json")).out).unwrap();
+    assert_eq!(json, serde_json::json!({"name": "lan", "deleted": true}));
+}
+
+#[test]
+fn a_refusal_has_causes_a_hint_and_the_trace_the_daemon_saw() {
+    let fake = Fake::start();
+    let ran = fake.run("network delete lan -v");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
+    // traceparent is version-trace-span-flags.
+    let parent = ran.err.lines().nth(2).unwrap().trim().strip_prefix("caused by: ").unwrap();
+    let trace = parent.split('-').nth(1).unwrap();
+    assert_eq!(
+        ran.err,
+        format!(
+            "error: cannot delete network `lan`\n  caused by: it has 2 ports\n  caused by: {parent}\n  \
+             trace id: {trace}\n\nhint: delete them first, or use --force\n"
+        )
+    );
+    assert!(!fake.run("network delete lan").err.contains("trace id"));
+}
+
+#[test]
+fn a_run_that_cannot_start_says_what_stays() {
+    let fake = Fake::start();
+    let ran = fake.run("vm run web");
+    assert_eq!(ran.code, Some(1));
+    assert_snapshot!(ran.err, @r"
+    error: machine `web` is recorded, but was not started
+      caused by: cannot open disk `/a.img`
+
+    hint: `kvmctl vm start web` tries again, `kvmctl vm delete web` takes it back
+    ");
+}
+
+#[test]
+fn a_wait_ends_by_the_state_not_by_its_change() {
+    let fake = Fake::start();
+    let running = fake.run("vm wait up --for running");
+    assert_eq!((running.code, running.out.as_str()), (Some(0), "vm up is running (1 vCPU, 512M)\n"));
+    assert_eq!(fake.run("vm wait down --for stopped -o name").out, "down\n");
+}
+
+#[test]
+fn a_wait_that_takes_too_long_is_code_4() {
+    let ran = Fake::start().run("vm wait slow --for running --timeout 300ms");
+    assert_eq!(ran.code, Some(4));
+    assert!(
+        ran.err.starts_with("error: vm `slow` was not running within 0.3 s, it is starting\n"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_failed_machine_ends_the_wait_at_once() {
+    let ran = Fake::start().run("vm wait broken --for running --timeout 1h");
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.starts_with("error: vm `broken` failed\n  caused by: cannot open disk"), "{}", ran.err);
+}
+
+#[test]
+fn a_wait_outlives_a_restart_of_vmd() {
+    assert_eq!(Fake::start().run("vm wait restart --for running").code, Some(0));
+}
+
+#[test]
+fn a_wait_for_nothing_is_refused() {
+    assert_eq!(Fake::start().run("vm wait nobody --for running").code, Some(1));
+}
+
+#[test]
+fn a_console_over_a_pipe_shows_history_and_sends_the_input() {
+    let fake = Fake::start();
+    let mut child = fake
+        .command("vm console web")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Ctrl-] has no meaning in a pipe; `!` makes the daemon end the stream.
+    child.stdin.take().unwrap().write_all(b"root\x1d\n!").unwrap();
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(ran.out, format!("{RECORD}ROOT\u{1d}\n!"));
+    assert_eq!(ran.err, "");
+}
+
+#[test]
+fn a_console_that_is_taken_is_refused() {
+    let ran = Fake::start().run("vm console busy");
+    assert_eq!((ran.code, ran.err.as_str()), (Some(1), "error: somebody else writes\n"));
+}
+
+#[test]
+fn a_log_tells_what_is_no_longer_kept() {
+    let ran = Fake::start().run("vm log web");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), RECORD));
+    assert_eq!(ran.err, "note: 100 bytes are no longer kept\n");
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Fake::start().command("network list").stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
+}
+
+#[test]
+fn the_host_is_shown_as_far_as_it_is_known() {
+    let fake = Fake::start();
+    let ran = fake.run("host show -o json --vmd unix:///nonexistent/vmd.sock");
+    assert_eq!(ran.code, Some(3));
+    let host: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(host["netd"]["version"], "1.2.3");
+    assert!(host["vmd"].is_null());
+    assert!(ran.err.starts_with("error: cannot reach vmd at unix:///nonexistent/vmd.sock\n"), "{}", ran.err);
+}
+
+#[test]
+fn the_shell_is_offered_names_that_exist() {
+    let fake = Fake::start();
+    for name in ["lan", "lab", "wan"] {
+        assert_eq!(fake.run(&format!("network create {name} --mode nat")).code, Some(0));
+    }
+    let complete = |words: &str| {
+        let output = fake
+            .command(&format!("-- {words}"))
+            .env("COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", (words.split(' ').count()).to_string())
+            .env("_CLAP_IFS", " ")
+            .arg("la")
+            .output()
+            .unwrap();
+        Ran::from(output).out
+    };
+    assert_eq!(complete("kvmctl network show"), "lan lab");
+    // No daemon: nothing, and no error text in the middle of the line.
+    assert_eq!(complete("kvmctl --netd unix:///nonexistent network show"), "");
+}

@@ -1,0 +1,120 @@
+//! The command line itself: help, usage errors, and daemons that are not there.
+
+use crate::fake::{Ran, kvmctl};
+use insta::assert_snapshot;
+use std::os::unix::net::UnixListener;
+
+fn run(arguments: &str) -> Ran {
+    Ran::from(kvmctl(arguments).output().unwrap())
+}
+
+#[test]
+fn wrong_usage_is_code_2_and_says_why() {
+    for (arguments, reason) in [
+        ("", "Usage: kvmctl"),
+        ("netwrok list", "similar subcommand"),
+        ("network create lan", "--mode"),
+        ("network create lan --mode bridge", "bridged"),
+        ("network create LAN --mode nat", "not a valid name"),
+        ("network create lan --mode nat --mtu 5", "68..=65535"),
+        ("network list -o xml", "json"),
+        ("network list --netd /run/x", "hint: write unix:///path/to/socket"),
+        ("port create lan web --mac 01:00:00:00:00:00", "group address"),
+        ("vm create web --memory 0", "a size of zero"),
+        ("vm create web --vcpus 0", "1..=255"),
+        ("vm create web --disk a.img", "hint: add format=qcow2 or format=raw"),
+        ("vm create web --disk a.img,format=raw,speed=9", "unknown key `speed`"),
+        ("vm create web --network lan,mac=x,mac=y", "`mac` is given twice"),
+        ("vm create web --initrd i", "--kernel"),
+        ("vm create web --vnc=sdl", "unix, tcp"),
+        ("vm stop web --timeout 30", "write 30s"),
+        ("vm wait web", "--for"),
+        ("vm wait web --for paused", "running, stopped"),
+    ] {
+        let ran = run(arguments);
+        assert_eq!(ran.code, Some(2), "{arguments}: {}", ran.err);
+        assert!(ran.err.contains(reason), "{arguments}: {}", ran.err);
+        assert_eq!(ran.out, "", "{arguments}");
+    }
+}
+
+#[test]
+fn help_of_every_command_fits_80_columns() {
+    for command in [
+        "",
+        "network",
+        "network create",
+        "network list",
+        "network show",
+        "network delete",
+        "port",
+        "port create",
+        "port list",
+        "port show",
+        "port delete",
+        "vm",
+        "vm create",
+        "vm run",
+        "vm start",
+        "vm stop",
+        "vm reset",
+        "vm pause",
+        "vm resume",
+        "vm delete",
+        "vm list",
+        "vm show",
+        "vm console",
+        "vm log",
+        "vm wait",
+        "host",
+        "host show",
+    ] {
+        let ran = run(&format!("{command} --help"));
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{command}");
+        let longest = ran.out.lines().map(|line| line.chars().count()).max();
+        assert!(longest <= Some(80), "{command}: {}", ran.out);
+    }
+}
+
+#[test]
+fn help_texts() {
+    assert_snapshot!("kvmctl", run("-h").out);
+    assert_snapshot!("network-create", run("network create -h").out);
+    assert_snapshot!("vm-create", run("vm create -h").out);
+    assert_snapshot!("vm-wait", run("vm wait -h").out);
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_code_3() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = format!("unix://{}/netd.sock", dir.path().display());
+    let missing = run(&format!("network list --netd {address}"));
+    assert_eq!(missing.code, Some(3));
+    assert_eq!(
+        missing.err,
+        format!(
+            "error: cannot reach netd at {address}\n  caused by: No such file or directory (os error 2)\n\n\
+             hint: start netd, or name its socket with --netd\n"
+        )
+    );
+    // What a killed daemon leaves.
+    drop(UnixListener::bind(dir.path().join("netd.sock")).unwrap());
+    let left = run(&format!("network list --netd {address}"));
+    assert_eq!(left.code, Some(3));
+    assert!(left.err.contains("Connection refused"), "{}", left.err);
+    assert!(
+        left.err.contains("hint: start netd: its socket is there, but nobody listens on it"),
+        "{}",
+        left.err
+    );
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(run(&format!("man {}", dir.path().display())).code, Some(0));
+    for page in ["kvmctl.1", "kvmctl-network-create.1", "kvmctl-vm-console.1", "kvmctl-host-show.1"] {
+        let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
+        assert!(text.contains(".TH"), "{page}");
+    }
+}
