@@ -147,3 +147,33 @@ impl Object for Port {
         .join(", ")
     }
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_port_knows_its_network_and_says_when_it_is_not_filtered() {
+        let port = Port::from(wire::Port {
+            name: "networks/lan/ports/web-0".into(),
+            spec: Some(wire::PortSpec { mac: String::new(), filter: PortFilter::Off.into() }),
+            status: Some(wire::PortStatus {
+                state: wire::ObjectState::Degraded.into(),
+                error: "the tap is gone".into(),
+                interface: "kvt-1".into(),
+                mac: "52:54:00:00:00:01".into(),
+                owner_uid: 1000,
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        assert_eq!(port.row(), ["lan", "web-0", "degraded", "52:54:00:00:00:01", "kvt-1", "no", "off"]);
+        assert_eq!(port.summary(), "network lan, interface kvt-1, 52:54:00:00:00:01, no filter, degraded");
+        assert!(port.sheet().contains("Error:      the tap is gone\n"), "{}", port.sheet());
+    }
+
+    #[test]
+    fn a_filter_that_is_not_named_is_on() {
+        assert_eq!(Port::from(wire::Port::default()).spec.filter, "on");
+    }
+}

@@ -341,3 +341,103 @@ impl Object for Vm {
         &self.status.warnings
     }
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn web() -> Vm {
+        wire::Vm {
+            name: "vms/web".into(),
+            uid: "8f6c".into(),
+            create_time: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
+            labels: [("tier".into(), "front".into())].into(),
+            spec: Some(wire::VmSpec {
+                vcpus: 2,
+                memory_bytes: 1536 << 20,
+                disks: vec![
+                    wire::Disk { path: "/d/web.qcow2".into(), format: "qcow2".into(), ..Default::default() },
+                    wire::Disk {
+                        path: "/d/seed.iso".into(),
+                        format: "raw".into(),
+                        media: DiskMedia::Cdrom.into(),
+                        ..Default::default()
+                    },
+                ],
+                nics: vec![
+                    wire::Nic { network: "networks/lan".into(), ..Default::default() },
+                    wire::Nic { network: "networks/wan".into(), ..Default::default() },
+                ],
+                vnc: Some(wire::Vnc::default()),
+                ..Default::default()
+            }),
+            status: Some(wire::VmStatus {
+                state: VmState::Running.into(),
+                pid: 4711,
+                accelerator: Accelerator::Tcg.into(),
+                cpu_model: "max".into(),
+                nics: vec![wire::NicStatus {
+                    port: "networks/lan/ports/web-0".into(),
+                    mac: "52:54:00:00:00:01".into(),
+                    interface: "kvt-web-0".into(),
+                }],
+                vnc_address: "unix:/run/v.sock".into(),
+                unresponsive: true,
+                warnings: vec!["TCG is slow".into()],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+        .into()
+    }
+
+    #[test]
+    fn a_sheet_shows_disks_nics_and_warnings() {
+        insta::assert_snapshot!(web().sheet(), @r"
+        Name:         web
+        State:        running (QEMU does not answer)
+        vCPUs:        2
+        Memory:       1536M
+        CPU model:    max
+        Accelerator:  tcg
+        PID:          4711
+        VNC:          unix:/run/v.sock
+        UID:          8f6c
+        Created:      1970-01-01T00:00:00.000Z
+        Disks:
+          - /d/web.qcow2 (qcow2, virtio, writeback)
+          - /d/seed.iso (raw, virtio, writeback, cdrom, read-only)
+        NICs:
+          - lan (virtio, 52:54:00:00:00:01, interface kvt-web-0, port web-0)
+          - wan (virtio)
+        Labels:
+          - tier=front
+        Warnings:
+          - TCG is slow
+        ");
+    }
+
+    #[test]
+    fn a_row_and_a_summary_are_short() {
+        assert_eq!(web().row(), ["web", "running", "2", "1536M", "tcg", "4711", "lan,wan"]);
+        assert_eq!(web().summary(), "2 vCPUs, 1536M, tcg, pid 4711");
+    }
+
+    #[test]
+    fn what_is_not_set_is_null_and_defaults_are_spelled_out() {
+        let vm = serde_json::to_value(Vm::from(wire::Vm {
+            name: "vms/new".into(),
+            spec: Some(wire::VmSpec { disks: vec![wire::Disk::default()], ..Default::default() }),
+            ..Default::default()
+        }))
+        .unwrap();
+        for pointer in
+            ["/create_time", "/spec/kernel_boot", "/spec/vnc", "/status/pid", "/status/accelerator"]
+        {
+            assert!(vm.pointer(pointer).unwrap().is_null(), "{pointer}");
+        }
+        assert_eq!(vm["spec"]["disks"][0]["bus"], "virtio");
+        assert_eq!(vm["spec"]["disks"][0]["cache"], "writeback");
+        assert_eq!(vm["status"]["state"], "unknown");
+    }
+}
