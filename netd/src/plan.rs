@@ -370,7 +370,7 @@ fn same_route(a: &Route, b: &Route) -> bool {
 }
 
 /// Moves a NIC's addresses and routes to the bridge: addresses and the running bridge first, then the NIC, then
-/// the routes, and the NIC's addresses last, so that at no moment a packet finds no way.
+/// the routes, and the NIC's own routes and addresses last, so that at no moment a packet finds no way.
 fn takeover(
     network: &Network,
     observed: &Observed,
@@ -401,10 +401,11 @@ fn takeover(
     if !nic.up {
         actions.push(Action::SetUp(uplink.clone(), true));
     }
-    for route in &state.routes {
-        if !has_route(bridge, route) {
-            actions.push(Action::ReplaceRoute(name.clone(), route.clone()));
-        }
+    for route in state.routes.iter().filter(|route| !has_route(bridge, route)) {
+        actions.push(Action::AddRoute(name.clone(), route.clone()));
+    }
+    for route in state.routes.iter().rev().filter(|route| has_route(Some(nic), route)) {
+        actions.push(Action::DeleteRoute(uplink.clone(), route.clone()));
     }
     for address in &state.addresses {
         if has_address(Some(nic), address) {
@@ -419,19 +420,21 @@ fn give_back(network: &Network, observed: &Observed, bridge: Option<&Link>, acti
     let (Some(state), Some(uplink)) = (&network.takeover, &network.spec.uplink) else { return };
     // A NIC that was pulled out has nothing to get back.
     let Some(nic) = observed.links.get(uplink) else { return };
-    for address in &state.addresses {
-        if !has_address(Some(nic), address) {
-            actions.push(Action::AddAddress(uplink.clone(), address.clone()));
+    if !nic.up && state.was_up {
+        actions.push(Action::SetUp(uplink.clone(), true));
+    }
+    let missing: Vec<_> = state.addresses.iter().filter(|a| !has_address(Some(nic), a)).collect();
+    for address in &missing {
+        actions.push(Action::AddAddress(uplink.clone(), (*address).clone()));
+    }
+    for route in state.routes.iter().filter(|route| !has_route(Some(nic), route)) {
+        if !missing.iter().any(|address| comes_with(route, address)) {
+            actions.push(Action::AddRoute(uplink.clone(), route.clone()));
         }
     }
-    for route in &state.routes {
-        // The kernel has made the connected route anew with the address; the bridge's stands before it.
-        if has_route(bridge, route) && route.gateway.is_none() {
-            actions.push(Action::DeleteRoute(network.bridge.clone(), route.clone()));
-        }
-        if !has_route(Some(nic), route) && (route.gateway.is_some() || !is_kernels(route)) {
-            actions.push(Action::ReplaceRoute(uplink.clone(), route.clone()));
-        }
+    // Before the NIC leaves the bridge: a bridge without it leads nowhere.
+    for route in state.routes.iter().rev().filter(|route| has_route(bridge, route)) {
+        actions.push(Action::DeleteRoute(network.bridge.clone(), route.clone()));
     }
     if nic.master.as_ref() == Some(&network.bridge) {
         actions.push(Action::SetMaster(uplink.clone(), None));
@@ -441,9 +444,15 @@ fn give_back(network: &Network, observed: &Observed, bridge: Option<&Link>, acti
     }
 }
 
-/// RTPROT_KERNEL: made by the kernel together with an address.
-fn is_kernels(route: &Route) -> bool {
-    route.protocol == 2
+/// Whether the kernel makes this route by itself when it is given the address.
+fn comes_with(route: &Route, address: &Address) -> bool {
+    const RTPROT_KERNEL: u8 = 2;
+    let metric = if address.net.addr().is_ipv6() { Some(256) } else { None };
+    !address.no_prefix_route
+        && route.protocol == RTPROT_KERNEL
+        && route.gateway.is_none()
+        && route.destination == address.net.trunc()
+        && route.metric == metric
 }
 
 fn is_link_local(net: &IpNet) -> bool {

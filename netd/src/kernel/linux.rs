@@ -12,12 +12,15 @@ use crate::{
     model::{IfName, LINK_GROUP},
     plan,
 };
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
+    packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
+        RouteNetlinkMessage,
         link::{BridgeStpState, LinkMessage},
         neighbour::{NeighbourFlags, NeighbourState},
+        route::RouteMessage,
     },
 };
 use shared::fault::{Fault, Kind};
@@ -189,7 +192,11 @@ impl LinuxKernel {
         // A bridge that is not ours may take the lowest MAC of its ports for its own: ours must never be that one.
         let [_, rest @ ..] = spec.mac.bytes();
         let own_mac = [[0xfe].as_slice(), &rest].concat();
-        let marked = LinkUnspec::new_with_index(index).address(own_mac).mtu(spec.mtu).link_group(LINK_GROUP).alias(&spec.alias);
+        let marked = LinkUnspec::new_with_index(index)
+            .address(own_mac)
+            .mtu(spec.mtu)
+            .link_group(LINK_GROUP)
+            .alias(&spec.alias);
         self.set_link(name, marked, "mark tap").await?;
         self.plug(spec).await?;
         tap.persist().map_err(|e| failed("keep", &e))?;
@@ -222,6 +229,19 @@ impl LinuxKernel {
             .flags(NeighbourFlags::Controller)
             .replace();
         entry.execute().await.map_err(|e| refused(format!("cannot fix MAC {} to port `{name}`", spec.mac), e))
+    }
+
+    /// As `ip route append`, which rtnetlink's own request cannot say: after those of the same destination and metric.
+    async fn append_route(&self, message: RouteMessage) -> Result<(), rtnetlink::Error> {
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(message));
+        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
+        let mut answers = self.netlink.clone().request(request)?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return Err(rtnetlink::Error::NetlinkError(error));
+            }
+        }
+        Ok(())
     }
 
     async fn delete_link(&self, name: &IfName) -> Result<(), Fault> {
@@ -327,10 +347,10 @@ impl Kernel for LinuxKernel {
                 settled(self.netlink.address().del(message).execute().await, &[EADDRNOTAVAIL])
                     .map_err(|e| refused(format!("cannot remove {} from `{name}`", address.net), e))
             }
-            Action::ReplaceRoute(name, route) => {
+            Action::AddRoute(name, route) => {
                 let message = route_message(self.index(name).await?, route);
-                settled(self.netlink.route().add(message).replace().execute().await, &[EEXIST]).map_err(|e| {
-                    refused(format!("cannot move the route to {} to `{name}`", route.destination), e)
+                settled(self.append_route(message).await, &[EEXIST]).map_err(|e| {
+                    refused(format!("cannot add the route to {} to `{name}`", route.destination), e)
                 })
             }
             Action::DeleteRoute(name, route) => {

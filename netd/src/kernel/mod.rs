@@ -189,8 +189,9 @@ pub enum Action {
     AddAddress(IfName, Address),
     /// Removes an address.
     DeleteAddress(IfName, Address),
-    /// Adds a route, or moves one of the same destination and metric here.
-    ReplaceRoute(IfName, Route),
+    /// Adds a route beside those that are there. Never in place of another: the kernel would pick by destination and
+    /// metric alone, and may hit a route of another link, or another gateway's.
+    AddRoute(IfName, Route),
     /// Removes a route.
     DeleteRoute(IfName, Route),
     /// Replaces both tables, rules and data, in one transaction.
