@@ -16,7 +16,7 @@ impl Census {
         let mut census = BTreeMap::new();
         census.insert(
             "links",
-            without(netns.json("ip -j -d link"), &["operstate", "flags", "promiscuity", "allmulti"]),
+            without(netns.json("ip -j -d link"), &["operstate", "flags", "promiscuity", "allmulti", "state"]),
         );
         census.insert(
             "addresses",
@@ -97,7 +97,7 @@ fn without(mut value: Value, keys: &[&str]) -> String {
     fn strip(value: &mut Value, keys: &[&str]) {
         match value {
             Value::Object(map) => {
-                map.retain(|key, _| !keys.contains(&key.as_str()));
+                map.retain(|key, _| !keys.contains(&key.as_str()) && !key.ends_with("_timer"));
                 map.values_mut().for_each(|value| strip(value, keys));
             }
             Value::Array(items) => items.iter_mut().for_each(|value| strip(value, keys)),
@@ -105,5 +105,9 @@ fn without(mut value: Value, keys: &[&str]) -> String {
         }
     }
     strip(&mut value, keys);
+    // The kernel's order of entries says nothing.
+    if let Some(items) = value.as_array_mut() {
+        items.sort_by_key(ToString::to_string);
+    }
     serde_json::to_string_pretty(&value).unwrap_or_default()
 }
