@@ -5,7 +5,7 @@ use super::{
     text::{Sheet, or_dash, yes_no},
     vm::accelerator,
 };
-use crate::parse::size_text;
+use crate::parse::MIB;
 use proto::{netd::v1 as netd, vmd::v1 as vmd};
 use serde::Serialize;
 
@@ -157,7 +157,7 @@ impl Object for Host {
                 .maybe("QEMU binary", host.qemu_binary.as_deref())
                 .maybe("Accelerator", host.accelerator.as_ref().map(|accel| format!("{accel}{reason}")))
                 .line("CPUs", host.cpus.to_string())
-                .line("Memory", size_text(host.memory_bytes))
+                .line("Memory", format!("{} MiB", host.memory_bytes / MIB))
                 .line("Machines", format!("{} ({} running)", host.vm_count, host.running_vm_count));
         }
         sheet.items("Warnings", self.all_warnings.clone()).render()
