@@ -1,2 +1,61 @@
-//! Placeholder for the first build.
-fn main() {}
+//! The program: reads the command line, opens the state, adopts what runs, serves until told to end.
+
+use clap::Parser as _;
+use shared::{fault::Fault, serve, shutdown, socket::Bound, telemetry};
+use std::{process::ExitCode, time::Duration};
+use vmd::{config::Config, ports::NetdPorts, qemu::launch, server, supervisor::Supervisor};
+
+/// Enough for all that waits on others; guests run in processes of their own.
+const WORKERS: usize = 2;
+/// How long drivers may take to put their last words on disk.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    // The gate in front of QEMU is this same program, before it has threads.
+    if let Some(code) = launch::child_main(std::env::args_os()) {
+        return code;
+    }
+    let config = Config::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_name("vmd")
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("vmd: cannot start its threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(config));
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("vmd: {}", fault.chain());
+            for hint in fault.hints() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), Fault> {
+    let telemetry = telemetry::start("vmd", "info")?;
+    let stop =
+        shutdown::on_signal().map_err(|e| Fault::internal("cannot install signal handlers").cause(&e))?;
+    // Bound early, so that a second vmd fails before it looks at anything; served only once all is adopted.
+    let bound = Bound::bind(&config.socket, config.group()?)?;
+    let ports = NetdPorts::new(&config.netd)?;
+    let supervisor = Supervisor::open(&config, ports, stop.clone()).await?;
+    let routes = server::routes(supervisor.clone(), stop.clone());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
+    let result = serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
+    stop.cancel();
+    let _ = tokio::time::timeout(LAST_WORDS, supervisor.join()).await;
+    tracing::info!("ended; guests go on");
+    telemetry.finish().await;
+    result
+}

@@ -1,0 +1,12 @@
+//! Between wire types and the model: requests are checked here, and nothing unchecked gets further in.
+
+mod emit;
+mod parse;
+
+pub use emit::{accelerator, timestamp, vm};
+pub use parse::{labels, resource, spec, stop_timeout};
+
+/// Collection of machines in resource names.
+pub const VMS: &str = "vms";
+/// Collection of netd's networks in resource names.
+pub const NETWORKS: &str = "networks";

@@ -1,0 +1,147 @@
+//! From the model to the wire.
+
+use crate::{
+    machine::State,
+    model::{
+        Accelerator, Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Nic, NicModel, Record, Spec, Status,
+        Vm, VncListen,
+    },
+    ports,
+};
+use proto::vmd::v1 as wire;
+use shared::time::Timestamp;
+
+/// A recorded time.
+#[must_use]
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: time.seconds, nanos: time.nanos }
+}
+
+/// A machine.
+#[must_use]
+pub fn vm(vm: &Vm) -> wire::Vm {
+    let record = &vm.record;
+    wire::Vm {
+        name: format!("{}/{}", super::VMS, record.name),
+        uid: record.uid.to_string(),
+        generation: record.generation,
+        create_time: Some(timestamp(record.create_time)),
+        update_time: Some(timestamp(record.update_time)),
+        labels: record.labels.clone().into_iter().collect(),
+        spec: Some(spec(&record.spec)),
+        status: Some(status(record, &vm.status)),
+    }
+}
+
+pub(super) fn spec(spec: &Spec) -> wire::VmSpec {
+    wire::VmSpec {
+        vcpus: spec.vcpus,
+        memory_bytes: spec.memory_bytes,
+        cpu_model: spec.cpu_model.clone().unwrap_or_default(),
+        disks: spec.disks.iter().map(disk).collect(),
+        kernel_boot: spec.kernel_boot.as_ref().map(|boot| wire::KernelBoot {
+            kernel: boot.kernel.clone(),
+            initrd: boot.initrd.clone().unwrap_or_default(),
+            cmdline: boot.cmdline.clone(),
+        }),
+        nics: spec.nics.iter().map(nic).collect(),
+        vnc: spec.vnc.map(|listen| wire::Vnc {
+            listen: match listen {
+                VncListen::Unix => wire::VncListen::Unix,
+                VncListen::Tcp => wire::VncListen::Tcp,
+            }
+            .into(),
+        }),
+    }
+}
+
+fn disk(disk: &Disk) -> wire::Disk {
+    wire::Disk {
+        path: disk.path.clone(),
+        format: match disk.format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        }
+        .into(),
+        bus: match disk.bus {
+            DiskBus::Virtio => wire::DiskBus::Virtio,
+            DiskBus::Sata => wire::DiskBus::Sata,
+            DiskBus::Scsi => wire::DiskBus::Scsi,
+        }
+        .into(),
+        cache: match disk.cache {
+            DiskCache::Writeback => wire::DiskCache::Writeback,
+            DiskCache::None => wire::DiskCache::None,
+            DiskCache::Writethrough => wire::DiskCache::Writethrough,
+            DiskCache::Unsafe => wire::DiskCache::Unsafe,
+            DiskCache::Directsync => wire::DiskCache::Directsync,
+        }
+        .into(),
+        read_only: disk.read_only,
+        media: match disk.media {
+            DiskMedia::Disk => wire::DiskMedia::Disk,
+            DiskMedia::Cdrom => wire::DiskMedia::Cdrom,
+        }
+        .into(),
+    }
+}
+
+fn nic(nic: &Nic) -> wire::Nic {
+    wire::Nic {
+        network: format!("{}/{}", super::NETWORKS, nic.network),
+        mac: nic.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        model: match nic.model {
+            NicModel::Virtio => wire::NicModel::Virtio,
+            NicModel::E1000 => wire::NicModel::E1000,
+            NicModel::E1000e => wire::NicModel::E1000e,
+        }
+        .into(),
+    }
+}
+
+/// An accelerator.
+#[must_use]
+pub fn accelerator(accelerator: Accelerator) -> wire::Accelerator {
+    match accelerator {
+        Accelerator::Kvm => wire::Accelerator::Kvm,
+        Accelerator::Tcg => wire::Accelerator::Tcg,
+    }
+}
+
+fn status(record: &Record, status: &Status) -> wire::VmStatus {
+    let run = status.run.as_ref();
+    let nics =
+        record.spec.nics.iter().zip(&record.macs).enumerate().map(|(index, (nic, mac))| wire::NicStatus {
+            port: ports::resource(&nic.network, &ports::port_name(&record.name, index)),
+            mac: mac.to_string(),
+            interface: run.and_then(|run| run.interfaces.get(index)).cloned().unwrap_or_default(),
+        });
+    let warnings = run.iter().flat_map(|run| &run.warnings).chain(&status.warnings).cloned();
+    wire::VmStatus {
+        revision: status.revision,
+        state: state(status.state).into(),
+        exit_reason: status.exit.reason.clone(),
+        error: status.exit.error.clone(),
+        pid: run.map_or(0, |run| run.pid),
+        start_time: run.map(|run| timestamp(run.start_time)),
+        accelerator: run.map_or(wire::Accelerator::Unspecified, |run| accelerator(run.accelerator)).into(),
+        cpu_model: run.map(|run| run.cpu_model.clone()).unwrap_or_default(),
+        nics: nics.collect(),
+        vnc_address: status.vnc_address.clone(),
+        unresponsive: status.unresponsive,
+        adopted: status.adopted,
+        warnings: warnings.collect(),
+        qemu_version: run.map(|run| run.qemu_version.clone()).unwrap_or_default(),
+    }
+}
+
+fn state(state: State) -> wire::VmState {
+    match state {
+        State::Stopped | State::Deleted => wire::VmState::Stopped,
+        State::Starting => wire::VmState::Starting,
+        State::Running => wire::VmState::Running,
+        State::Paused => wire::VmState::Paused,
+        State::Stopping(_) => wire::VmState::Stopping,
+        State::Failed => wire::VmState::Failed,
+    }
+}

@@ -1,0 +1,542 @@
+//! One task a machine: the only one that touches it. Follows `machine::step`, and shows the result on a watch.
+//!
+//! Nothing in here waits: a start, a monitor command and a lost monitor are futures that the task polls beside its
+//! commands, so that a forced stop works while QEMU is silent.
+
+mod exit;
+mod ops;
+
+use crate::{
+    console::Console,
+    machine::{self, Effect, Event, Stage, State},
+    model::{KIND_EXIT, KIND_RUN, KIND_VM, LastExit, Record, Run, Status, Vm},
+    ports::Ports,
+    qemu::{
+        process::{Exit, Process},
+        qmp::{self, Qmp},
+    },
+    start::{self, Context, Live, Monitor},
+};
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use ops::{Done, Op};
+use shared::{
+    fault::{Fault, Kind},
+    store,
+};
+use std::{future::pending, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
+
+/// Commands a machine may be behind; further callers wait.
+const COMMANDS: usize = 16;
+/// A guest may miss the first press of the button, while it boots.
+const PRESS_AGAIN: Duration = Duration::from_secs(2);
+/// How long `quit` may take.
+const QUIT: Duration = Duration::from_secs(3);
+/// How often a silent QEMU is asked whether it is still there.
+const PROBE: Duration = Duration::from_secs(5);
+const RECONNECT: Duration = Duration::from_secs(2);
+/// Room for the changes of one vmd's life in a revision.
+const REVISIONS: i64 = 1 << 32;
+
+/// What a client wants of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Run it.
+    Start,
+    /// Stop it, by force after this time; `None`: at once.
+    Stop(Option<Duration>),
+    /// Press its reset button.
+    Reset,
+    /// Let its virtual CPUs stand still.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Remove it.
+    Delete,
+}
+
+impl Verb {
+    fn event(self) -> Event {
+        match self {
+            Self::Start => Event::Start,
+            Self::Stop(timeout) => Event::Stop { force: timeout.is_none() },
+            Self::Reset => Event::Reset,
+            Self::Pause => Event::Pause,
+            Self::Resume => Event::Resume,
+            Self::Delete => Event::Delete,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Start => "started",
+            Self::Stop(_) => "stopped",
+            Self::Reset => "reset",
+            Self::Pause => "paused",
+            Self::Resume => "resumed",
+            Self::Delete => "deleted",
+        }
+    }
+}
+
+type Reply = oneshot::Sender<Result<Arc<Vm>, Fault>>;
+
+#[derive(Debug)]
+struct Command {
+    verb: Verb,
+    reply: Reply,
+    span: Span,
+}
+
+/// Talks to a machine's driver.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    /// The machine as it is; closed when it is deleted or vmd ends.
+    pub watch: watch::Receiver<Arc<Vm>>,
+    /// Its console.
+    pub console: Arc<Console>,
+}
+
+impl Handle {
+    /// Carries out a verb, and gives the machine as it is then.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION that names the state if it cannot be done in it, and whatever the doing says.
+    pub async fn carry_out(&self, verb: Verb) -> Result<Arc<Vm>, Fault> {
+        let gone = || {
+            Fault::new(Kind::Unavailable, "ENDING", "vmd is ending, or the machine is being deleted")
+                .hint("try again in a moment")
+        };
+        let (reply, answer) = oneshot::channel();
+        let command = Command { verb, reply, span: Span::current() };
+        self.commands.send(command).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// What a driver begins with.
+#[derive(Debug)]
+pub enum Initial {
+    /// No process.
+    AtRest(LastExit),
+    /// A process that was adopted.
+    Alive(Box<Live>),
+}
+
+type Launch = BoxFuture<'static, Result<Live, Fault>>;
+
+/// What a task holds of a running QEMU, apart from its record.
+struct Held {
+    process: Process,
+    pump: Option<crate::console::Pump>,
+    stderr: Option<crate::qemu::stderr::Stderr>,
+    adopted: bool,
+}
+
+struct Driver<P: Ports> {
+    context: Arc<Context<P>>,
+    record: Record,
+    console: Arc<Console>,
+    state: State,
+    status: Status,
+    show: watch::Sender<Arc<Vm>>,
+    launch: Option<(Launch, CancellationToken)>,
+    held: Option<Held>,
+    monitor: Option<Monitor>,
+    reconnect: Option<BoxFuture<'static, Result<Monitor, Fault>>>,
+    ops: FuturesUnordered<BoxFuture<'static, Done>>,
+    probing: bool,
+    /// End of the present stage of a stop.
+    deadline: Option<Instant>,
+    press: Option<Instant>,
+    waiters: Vec<(Verb, Reply)>,
+    /// QEMU's word for why the guest shut down.
+    shutdown: Option<String>,
+    launch_fault: Option<Fault>,
+}
+
+/// Starts the task of a machine. `epoch` counts the lives of vmd, so that revisions grow over them.
+pub fn spawn<P: Ports>(
+    context: Arc<Context<P>>,
+    record: Record,
+    console: Arc<Console>,
+    initial: Initial,
+    epoch: i64,
+) -> (Handle, impl Future<Output = ()> + Send) {
+    let status = Status {
+        revision: epoch.saturating_mul(REVISIONS),
+        state: State::Stopped,
+        exit: LastExit::default(),
+        run: None,
+        vnc_address: String::new(),
+        unresponsive: false,
+        adopted: false,
+        warnings: Vec::new(),
+    };
+    let first = Vm { record: record.clone(), status: status.clone() };
+    let (show, watch) = watch::channel(Arc::new(first));
+    let (commands, queue) = mpsc::channel(COMMANDS);
+    let mut driver = Driver {
+        context,
+        record,
+        console: Arc::clone(&console),
+        state: State::Stopped,
+        status,
+        show,
+        launch: None,
+        held: None,
+        monitor: None,
+        reconnect: None,
+        ops: FuturesUnordered::new(),
+        probing: false,
+        deadline: None,
+        press: None,
+        waiters: Vec::new(),
+        shutdown: None,
+        launch_fault: None,
+    };
+    match initial {
+        Initial::AtRest(exit) => {
+            driver.state = if exit.error.is_empty() { State::Stopped } else { State::Failed };
+            driver.status.exit = exit;
+        }
+        Initial::Alive(live) => {
+            driver.state = if live.paused { State::Paused } else { State::Running };
+            driver.hold(*live);
+        }
+    }
+    driver.publish();
+    (Handle { commands, watch, console }, driver.run(queue))
+}
+
+impl<P: Ports> Driver<P> {
+    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut probe = tokio::time::interval(PROBE);
+        probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = self.context.stop.clone();
+        while self.state != State::Deleted {
+            tokio::select! {
+                // Guests go on; a start that is not through its gate ends with it.
+                () = stop.cancelled() => return,
+                Some(command) = queue.recv() => {
+                    let span = command.span.clone();
+                    self.command(command).instrument(span).await;
+                }
+                result = next_launch(&mut self.launch) => self.launched(result).await,
+                exit = next_exit(self.held.as_ref()) => self.exited(exit).await,
+                event = next_event(&mut self.monitor) => self.told(event).await,
+                monitor = next_monitor(&mut self.reconnect) => self.reconnected(monitor),
+                Some(done) = self.ops.next() => self.done(done).await,
+                () = at(self.deadline) => {
+                    self.deadline = None;
+                    self.feed(Event::Expired, None).await;
+                }
+                () = at(self.press) => self.press_button(),
+                _ = probe.tick() => self.probe(),
+            }
+            self.publish();
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        if let Verb::Stop(Some(timeout)) = command.verb
+            && !matches!(self.state, State::Stopping(_))
+        {
+            self.deadline = Some(Instant::now() + timeout);
+        }
+        self.feed(command.verb.event(), Some((command.verb, command.reply))).await;
+    }
+
+    /// One step of the machine, with all that has to be done for it.
+    async fn feed(&mut self, event: Event, mut asker: Option<(Verb, Reply)>) {
+        let before = self.state;
+        let (next, effects) = machine::step(before, event);
+        if next != before {
+            tracing::info!(vm = %self.record.name, from = before.name(), to = next.name(), ?event, "state");
+        }
+        self.state = next;
+        for effect in effects {
+            match effect {
+                Effect::Launch => self.begin_launch(),
+                Effect::AbortLaunch => {
+                    if let Some((_, cancel)) = &self.launch {
+                        cancel.cancel();
+                    }
+                }
+                Effect::Powerdown => self.press_button(),
+                Effect::Quit => {
+                    self.press = None;
+                    self.deadline = Some(Instant::now() + QUIT);
+                    self.order(Op::Quit, None);
+                }
+                Effect::Kill => self.kill(),
+                Effect::Reset => self.order(Op::Reset, asker.take()),
+                Effect::Pause => self.order(Op::Pause, asker.take()),
+                Effect::Resume => self.order(Op::Resume, asker.take()),
+                Effect::Continue => self.order(Op::Resume, None),
+                Effect::Answer => self.answer(asker.take()),
+                Effect::Join => self.waiters.extend(asker.take()),
+                Effect::Refuse => self.refuse(asker.take()),
+                Effect::CleanUp => self.clean_up().await,
+                Effect::Settle => self.settle(),
+                Effect::Forget => {
+                    if let Err(fault) = self.forget().await {
+                        self.state = before;
+                        if let Some((_, reply)) = asker.take() {
+                            let _ = reply.send(Err(fault));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin_launch(&mut self) {
+        let cancel = CancellationToken::new();
+        self.status.exit = LastExit::default();
+        self.status.warnings.clear();
+        self.launch_fault = None;
+        let launch = start::launch(
+            Arc::clone(&self.context),
+            self.record.clone(),
+            Arc::clone(&self.console),
+            cancel.clone(),
+        );
+        self.launch = Some((Box::pin(launch.instrument(Span::current())), cancel));
+    }
+
+    async fn launched(&mut self, result: Result<Live, Fault>) {
+        self.launch = None;
+        match result {
+            Ok(live) => {
+                self.hold(live);
+                self.feed(Event::Launched, None).await;
+            }
+            Err(fault) => {
+                let stopped = matches!(self.state, State::Stopping(_));
+                if !stopped {
+                    tracing::warn!(vm = %self.record.name, error = fault.chain(), "start failed");
+                }
+                self.status.exit = if stopped {
+                    LastExit { reason: "stopped while it was starting".into(), error: String::new() }
+                } else {
+                    LastExit { reason: "it could not be started".into(), error: fault.chain() }
+                };
+                self.launch_fault = Some(fault);
+                self.record_exit().await;
+                self.feed(Event::LaunchFailed, None).await;
+            }
+        }
+    }
+
+    fn hold(&mut self, live: Live) {
+        self.status.run = Some(live.run);
+        self.status.vnc_address = live.vnc_address;
+        self.status.adopted = live.adopted;
+        self.status.unresponsive = live.monitor.is_none();
+        self.shutdown = None;
+        self.monitor = live.monitor;
+        if self.monitor.is_none() {
+            self.begin_reconnect(Duration::ZERO);
+        }
+        self.held =
+            Some(Held { process: live.process, pump: live.pump, stderr: live.stderr, adopted: live.adopted });
+    }
+
+    fn begin_reconnect(&mut self, pause: Duration) {
+        let folder = self.context.run_folder(&self.record.name);
+        self.reconnect = Some(Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            start::reconnect(folder).await
+        }));
+    }
+
+    fn reconnected(&mut self, result: Result<Monitor, Fault>) {
+        self.reconnect = None;
+        match result {
+            Ok(monitor) => {
+                self.monitor = Some(monitor);
+                self.probe();
+            }
+            Err(_) => self.begin_reconnect(RECONNECT),
+        }
+    }
+
+    async fn told(&mut self, event: Option<qmp::Event>) {
+        match event {
+            Some(qmp::Event::Shutdown(reason)) => self.shutdown = Some(reason),
+            Some(qmp::Event::Stop) => self.feed(Event::VcpusStopped, None).await,
+            Some(qmp::Event::Resume) => self.feed(Event::VcpusResumed, None).await,
+            Some(qmp::Event::DiskError(text)) => {
+                if !self.status.warnings.contains(&text) && self.status.warnings.len() < 16 {
+                    self.status.warnings.push(text);
+                }
+            }
+            None => {
+                // Either QEMU is about to end, which its pidfd tells, or the connection broke.
+                self.monitor = None;
+                self.begin_reconnect(RECONNECT);
+            }
+        }
+    }
+
+    fn press_button(&mut self) {
+        self.press = None;
+        if self.state == State::Stopping(Stage::Asked) {
+            self.order(Op::Powerdown, None);
+            self.press = Some(Instant::now() + PRESS_AGAIN);
+        }
+    }
+
+    fn kill(&mut self) {
+        self.press = None;
+        self.deadline = None;
+        let killed = self.held.as_ref().map_or(Ok(()), |held| held.process.kill());
+        if let Err(fault) = killed {
+            tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot kill");
+        }
+    }
+
+    fn vm(&self) -> Arc<Vm> {
+        self.show.borrow().clone()
+    }
+
+    fn answer(&mut self, asker: Option<(Verb, Reply)>) {
+        self.publish();
+        if let Some((_, reply)) = asker {
+            let _ = reply.send(Ok(self.vm()));
+        }
+    }
+
+    fn refuse(&self, asker: Option<(Verb, Reply)>) {
+        let Some((verb, reply)) = asker else { return };
+        let hint = match (self.state, verb) {
+            (State::Paused, Verb::Start) => "resume it instead",
+            (State::Stopped | State::Failed, _) => "start it first",
+            (_, Verb::Delete) => "stop it first",
+            (State::Starting | State::Stopping(_), _) => "wait until it has settled, and try again",
+            (State::Running | State::Paused | State::Deleted, _) => "look at its state, and try again",
+        };
+        let fault = Fault::new(
+            Kind::FailedPrecondition,
+            "WRONG_STATE",
+            format!(
+                "machine `{}` is {} and cannot be {} in this state",
+                self.record.name,
+                self.state.name(),
+                verb.word()
+            ),
+        )
+        .meta("state", self.state.name())
+        .hint(hint);
+        let _ = reply.send(Err(fault));
+    }
+
+    /// Answers all who wait for the machine to run or to stand still.
+    fn settle(&mut self) {
+        self.publish();
+        let vm = self.vm();
+        for (verb, reply) in std::mem::take(&mut self.waiters) {
+            let answer = match (verb, self.state) {
+                (Verb::Start, State::Running | State::Paused) => Ok(Arc::clone(&vm)),
+                (Verb::Start, _) => Err(self.launch_fault.clone().unwrap_or_else(|| {
+                    Fault::new(Kind::Aborted, "STOPPED", "the machine was stopped while it was starting")
+                })),
+                _ => Ok(Arc::clone(&vm)),
+            };
+            let _ = reply.send(answer);
+        }
+    }
+
+    async fn forget(&mut self) -> Result<(), Fault> {
+        let name = self.record.name.as_str();
+        let ops = [KIND_VM, KIND_RUN, KIND_EXIT].map(|kind| store::Op::delete(kind, name)).to_vec();
+        self.context
+            .store
+            .commit(ops)
+            .await
+            .map_err(|e| e.context(format!("cannot delete machine `{name}`")))?;
+        self.context.releases.release(&start::port_names(&self.record)).await;
+        let folder = self.context.state_folder(&self.record.name);
+        if let Err(error) = std::fs::remove_dir_all(&folder)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(folder = %folder.display(), %error, "cannot remove the log of a deleted machine");
+        }
+        Ok(())
+    }
+
+    async fn record_exit(&mut self) {
+        let put = store::Op::put(KIND_EXIT, self.record.name.as_str(), &self.status.exit);
+        let result = match put {
+            Ok(op) => self.context.store.commit(vec![op]).await,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = result {
+            tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot record how a run ended");
+        }
+    }
+
+    fn publish(&mut self) {
+        self.status.state = self.state;
+        let before = self.show.borrow().status.clone();
+        self.status.revision = before.revision;
+        if self.status != before {
+            self.status.revision += 1;
+            let vm = Vm { record: self.record.clone(), status: self.status.clone() };
+            self.show.send_replace(Arc::new(vm));
+        }
+    }
+
+    /// The monitor's command side.
+    fn qmp(&self) -> Option<Qmp> {
+        self.monitor.as_ref().map(|(qmp, _)| qmp.clone())
+    }
+
+    fn run_record(&self) -> Option<&Run> {
+        self.status.run.as_ref()
+    }
+}
+
+async fn next_launch(launch: &mut Option<(Launch, CancellationToken)>) -> Result<Live, Fault> {
+    match launch {
+        Some((launch, _)) => launch.await,
+        None => pending().await,
+    }
+}
+
+async fn next_exit(held: Option<&Held>) -> Exit {
+    match held {
+        Some(held) => held.process.exited().await,
+        None => pending().await,
+    }
+}
+
+async fn next_event(monitor: &mut Option<Monitor>) -> Option<qmp::Event> {
+    match monitor {
+        Some((_, events)) => events.recv().await,
+        None => pending().await,
+    }
+}
+
+async fn next_monitor(
+    reconnect: &mut Option<BoxFuture<'static, Result<Monitor, Fault>>>,
+) -> Result<Monitor, Fault> {
+    match reconnect {
+        Some(reconnect) => reconnect.await,
+        None => pending().await,
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,248 @@
+//! Machines as vmd thinks of them: checked, with defaults filled in. These types are also what the store holds.
+
+use serde::{Deserialize, Serialize};
+use shared::{mac::Mac, name::Name, time::Timestamp};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Store kind of `Record`; the id is the machine's name.
+pub const KIND_VM: &str = "vm";
+/// Store kind of `Run`; the id is the machine's name.
+pub const KIND_RUN: &str = "run";
+/// Store kind of `LastExit`; the id is the machine's name.
+pub const KIND_EXIT: &str = "exit";
+
+/// What was asked for, and what was decided once and for all when it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The machine's name.
+    pub name: Name,
+    /// The guest sees it as its system UUID.
+    pub uid: Uuid,
+    /// Counts the changes of the spec, from 1.
+    pub generation: i64,
+    /// When it was recorded.
+    pub create_time: Timestamp,
+    /// When the record last changed.
+    pub update_time: Timestamp,
+    /// The client's own notes.
+    pub labels: BTreeMap<String, String>,
+    /// What the client asked for.
+    pub spec: Spec,
+    /// The address of each NIC, in the order of the spec.
+    pub macs: Vec<Mac>,
+}
+
+/// What a client asks of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// 1 to 255.
+    pub vcpus: u32,
+    /// A multiple of 1 MiB, not zero.
+    pub memory_bytes: u64,
+    /// `None`: what suits the accelerator.
+    pub cpu_model: Option<String>,
+    /// In the order the guest sees them.
+    pub disks: Vec<Disk>,
+    /// `None`: firmware boots the first disk.
+    pub kernel_boot: Option<KernelBoot>,
+    /// In the order the guest sees them.
+    pub nics: Vec<Nic>,
+    /// `None`: no display.
+    pub vnc: Option<VncListen>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Absolute path of a file or block device.
+    pub path: String,
+    /// Never guessed.
+    pub format: DiskFormat,
+    /// How it is attached.
+    pub bus: DiskBus,
+    /// QEMU's cache mode.
+    pub cache: DiskCache,
+    /// True for a cdrom.
+    pub read_only: bool,
+    /// What the guest takes it for.
+    pub media: DiskMedia,
+}
+
+/// Format of a disk's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// The guest's bytes as they are.
+    Raw,
+    /// QEMU's own.
+    Qcow2,
+}
+
+/// How a disk is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskBus {
+    /// virtio-blk; for a cdrom, virtio-scsi.
+    Virtio,
+    /// The AHCI controller of the q35 machine.
+    Sata,
+    /// virtio-scsi.
+    Scsi,
+}
+
+/// QEMU's cache modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskCache {
+    /// Host page cache, flushes obeyed.
+    Writeback,
+    /// O_DIRECT, flushes obeyed.
+    None,
+    /// Host page cache, each write flushed.
+    Writethrough,
+    /// Host page cache, flushes ignored.
+    Unsafe,
+    /// O_DIRECT, each write flushed.
+    Directsync,
+}
+
+impl DiskCache {
+    /// Whether the host page cache is passed by.
+    #[must_use]
+    pub fn direct(self) -> bool {
+        matches!(self, Self::None | Self::Directsync)
+    }
+}
+
+/// What the guest takes a disk for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskMedia {
+    /// A hard disk.
+    Disk,
+    /// A CD-ROM.
+    Cdrom,
+}
+
+/// A kernel started by QEMU itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelBoot {
+    /// Absolute path.
+    pub kernel: String,
+    /// Absolute path.
+    pub initrd: Option<String>,
+    /// At most 2047 bytes.
+    pub cmdline: String,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// A network of netd.
+    pub network: Name,
+    /// `None`: derived from the names of machine and NIC.
+    pub mac: Option<Mac>,
+    /// What the guest sees.
+    pub model: NicModel,
+}
+
+/// What the guest sees of a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NicModel {
+    /// virtio-net.
+    Virtio,
+    /// Intel 82540EM.
+    E1000,
+    /// Intel 82574L.
+    E1000e,
+}
+
+/// Where a VNC server listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VncListen {
+    /// A socket in the machine's run folder.
+    Unix,
+    /// 127.0.0.1, the first free port from 5900.
+    Tcp,
+}
+
+/// How virtual CPUs are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    /// The kernel's.
+    Kvm,
+    /// QEMU's own emulation.
+    Tcg,
+}
+
+/// A QEMU process, recorded before it is let go. A process that does not agree with its record is somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// `/proc/sys/kernel/random/boot_id` when it was started.
+    pub boot_id: String,
+    /// Process id.
+    pub pid: u32,
+    /// Field 22 of `/proc/PID/stat`: clock ticks from boot to the start of the process.
+    pub start_ticks: u64,
+    /// The user it runs as.
+    pub uid: u32,
+    /// The binary it was started from.
+    pub qemu_binary: String,
+    /// First line of `--version`.
+    pub qemu_version: String,
+    /// Made anew for each run.
+    pub nonce: Uuid,
+    /// When it was started.
+    pub start_time: Timestamp,
+    /// In use.
+    pub accelerator: Accelerator,
+    /// In use.
+    pub cpu_model: String,
+    /// The tap of each NIC, in the order of the spec.
+    pub interfaces: Vec<String>,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// How the last run ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastExit {
+    /// Why, in words.
+    pub reason: String,
+    /// The error of a failed machine; empty if it did not fail.
+    pub error: String,
+}
+
+/// What vmd made of a machine: observed, never stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Grows with each change, over restarts of vmd too.
+    pub revision: i64,
+    /// Where it is in its life.
+    pub state: crate::machine::State,
+    /// How the last run ended; empty while it runs.
+    pub exit: LastExit,
+    /// The QEMU process, if there is one.
+    pub run: Option<Run>,
+    /// Where VNC is served; empty if it is not.
+    pub vnc_address: String,
+    /// QEMU does not answer.
+    pub unresponsive: bool,
+    /// An earlier vmd started it.
+    pub adopted: bool,
+    /// What an operator should know, beyond the warnings of the run.
+    pub warnings: Vec<String>,
+}
+
+/// A machine as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vm {
+    /// What was asked for.
+    pub record: Record,
+    /// What became of it.
+    pub status: Status,
+}

@@ -1,0 +1,87 @@
+//! Ports without a kernel, for tests: remembers what was asked, and fails when told to.
+
+use super::{Port, PortRequest, Ports};
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// A netd that is only memory. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct FakePorts(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    networks: BTreeSet<Name>,
+    ports: BTreeMap<String, String>,
+    made: u32,
+    down: bool,
+}
+
+impl FakePorts {
+    /// A netd with these networks.
+    #[must_use]
+    pub fn with_networks(networks: impl IntoIterator<Item = Name>) -> Self {
+        let fake = Self::default();
+        fake.inner().networks.extend(networks);
+        fake
+    }
+
+    /// From now on every call fails as if netd were not there, or no longer does.
+    pub fn set_down(&self, down: bool) {
+        self.inner().down = down;
+    }
+
+    /// Names of the ports there are.
+    #[must_use]
+    pub fn ports(&self) -> Vec<String> {
+        self.inner().ports.keys().cloned().collect()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn up(&self) -> Result<MutexGuard<'_, Inner>, Fault> {
+        let inner = self.inner();
+        if inner.down {
+            return Err(Fault::new(Kind::Unavailable, "NETD_UNAVAILABLE", "netd cannot be reached")
+                .hint("start netd"));
+        }
+        Ok(inner)
+    }
+}
+
+impl Ports for FakePorts {
+    async fn check_network(&self, network: &Name) -> Result<(), Fault> {
+        if self.up()?.networks.contains(network) {
+            return Ok(());
+        }
+        Err(Fault::new(Kind::NotFound, "NOT_FOUND", format!("there is no network `{network}`")))
+    }
+
+    async fn create(&self, port: &PortRequest) -> Result<Port, Fault> {
+        let mut inner = self.up()?;
+        inner.made += 1;
+        let fresh = format!("uid-{}", inner.made);
+        let uid = inner.ports.entry(port.resource.clone()).or_insert(fresh).clone();
+        Ok(Port {
+            interface: format!("fake{}", inner.made),
+            uid,
+            mtu: 1500,
+            owner_uid: rustix::process::geteuid().as_raw(),
+        })
+    }
+
+    async fn delete(&self, resource: &str, uid: Option<&str>) -> Result<(), Fault> {
+        let mut inner = self.up()?;
+        if inner.ports.get(resource).is_some_and(|have| uid.is_none_or(|uid| uid == have)) {
+            inner.ports.remove(resource);
+        }
+        Ok(())
+    }
+}

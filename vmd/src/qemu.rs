@@ -1,0 +1,10 @@
+//! Everything that knows QEMU: its command line, its process, its monitor.
+
+pub mod args;
+pub mod files;
+pub mod host;
+pub mod launch;
+pub mod process;
+pub mod qmp;
+pub mod stderr;
+pub mod tap;

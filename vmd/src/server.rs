@@ -1,0 +1,223 @@
+//! `vmd.v1` over gRPC: conversions and streams, no decisions.
+
+mod console;
+
+use crate::{
+    convert,
+    driver::{Handle, Verb},
+    machine::State,
+    model::Vm,
+    ports::Ports,
+    supervisor::{NewVm, Supervisor, not_found},
+};
+use futures_util::{Stream, StreamExt as _, stream};
+use proto::vmd::v1::{
+    self as wire, AttachConsoleRequest, ConsoleChunk, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
+    GetHostRequest, GetVmRequest, ListVmsRequest, ListVmsResponse, PauseVmRequest, ReadConsoleLogRequest,
+    ResetVmRequest, ResumeVmRequest, StartVmRequest, StopVmRequest, WatchVmRequest,
+    host_service_server::{HostService, HostServiceServer},
+    vm_service_server::{VmService, VmServiceServer},
+};
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+};
+use std::{pin::Pin, sync::Arc};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, service::Routes};
+
+const PAGE: usize = 1000;
+
+type Answer<T> = Result<Response<T>, Status>;
+type Chunks = Pin<Box<dyn Stream<Item = Result<ConsoleChunk, Status>> + Send>>;
+type Vms = Pin<Box<dyn Stream<Item = Result<wire::Vm, Status>> + Send>>;
+
+#[derive(Clone, Debug)]
+struct Server<P> {
+    supervisor: Supervisor<P>,
+    stop: CancellationToken,
+}
+
+/// Both services.
+pub fn routes<P: Ports>(supervisor: Supervisor<P>, stop: CancellationToken) -> Routes {
+    let server = Arc::new(Server { supervisor, stop });
+    Routes::new(VmServiceServer::from_arc(Arc::clone(&server)))
+        .add_service(HostServiceServer::from_arc(server))
+}
+
+/// What a stream ends with when vmd does.
+fn ending() -> Status {
+    Fault::new(Kind::Unavailable, "ENDING", "vmd is ending; guests go on")
+        .hint("connect again when vmd is back")
+        .into()
+}
+
+impl<P: Ports> Server<P> {
+    fn handle(&self, resource: &str) -> Result<(Name, Handle), Fault> {
+        let name = convert::resource(resource)?;
+        let handle = self.supervisor.get(&name)?;
+        Ok((name, handle))
+    }
+
+    async fn verb(&self, resource: &str, verb: Verb) -> Answer<wire::Vm> {
+        let (_, handle) = self.handle(resource)?;
+        let vm = handle.carry_out(verb).await?;
+        Ok(Response::new(convert::vm(&vm)))
+    }
+}
+
+#[tonic::async_trait]
+impl<P: Ports> VmService for Server<P> {
+    type WatchVmStream = Vms;
+    type ReadConsoleLogStream = Chunks;
+    type AttachConsoleStream = Chunks;
+
+    async fn get_vm(&self, request: Request<GetVmRequest>) -> Answer<wire::Vm> {
+        let (_, handle) = self.handle(&request.into_inner().name)?;
+        let vm = handle.watch.borrow().clone();
+        Ok(Response::new(convert::vm(&vm)))
+    }
+
+    async fn list_vms(&self, request: Request<ListVmsRequest>) -> Answer<ListVmsResponse> {
+        let request = request.into_inner();
+        let invalid = |what: &str| {
+            Fault::new(Kind::InvalidArgument, "INVALID_PAGE", format!("the {what} is not valid"))
+                .hint("use a size of 0 to 1000, and a token from the page before")
+        };
+        let most = match usize::try_from(request.page_size).map_err(|_| invalid("page size"))? {
+            0 => PAGE,
+            size => size.min(PAGE),
+        };
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(token.parse::<Name>().map_err(|_| invalid("page token"))?),
+        };
+        let (vms, more) = self.supervisor.list(after.as_ref(), most);
+        let next = vms.last().filter(|_| more).map(|vm| vm.record.name.to_string());
+        Ok(Response::new(ListVmsResponse {
+            vms: vms.iter().map(|vm| convert::vm(vm)).collect(),
+            next_page_token: next.unwrap_or_default(),
+        }))
+    }
+
+    async fn create_vm(&self, request: Request<CreateVmRequest>) -> Answer<wire::Vm> {
+        let missing = |field: &str| {
+            Fault::new(Kind::InvalidArgument, "MISSING_FIELD", format!("`{field}` is missing"))
+                .hint("send a machine with `name` and `spec`")
+        };
+        let vm = request.into_inner().vm.ok_or_else(|| missing("vm"))?;
+        let name = convert::resource(&vm.name)?;
+        let refused = |fault: Fault| fault.context(format!("cannot create machine `{name}`"));
+        let spec = vm.spec.ok_or_else(|| missing("spec")).and_then(convert::spec).map_err(refused)?;
+        let labels = convert::labels(vm.labels).map_err(refused)?;
+        let made = self.supervisor.create(NewVm { name, labels, spec }).await?;
+        Ok(Response::new(convert::vm(&made)))
+    }
+
+    async fn delete_vm(&self, request: Request<DeleteVmRequest>) -> Answer<DeleteVmResponse> {
+        let name = convert::resource(&request.into_inner().name)?;
+        self.supervisor.delete(&name).await?;
+        Ok(Response::new(DeleteVmResponse {}))
+    }
+
+    async fn start_vm(&self, request: Request<StartVmRequest>) -> Answer<wire::Vm> {
+        self.verb(&request.into_inner().name, Verb::Start).await
+    }
+
+    async fn stop_vm(&self, request: Request<StopVmRequest>) -> Answer<wire::Vm> {
+        let request = request.into_inner();
+        let timeout = convert::stop_timeout(request.timeout)?;
+        self.verb(&request.name, Verb::Stop((!request.force).then_some(timeout))).await
+    }
+
+    async fn reset_vm(&self, request: Request<ResetVmRequest>) -> Answer<wire::Vm> {
+        self.verb(&request.into_inner().name, Verb::Reset).await
+    }
+
+    async fn pause_vm(&self, request: Request<PauseVmRequest>) -> Answer<wire::Vm> {
+        self.verb(&request.into_inner().name, Verb::Pause).await
+    }
+
+    async fn resume_vm(&self, request: Request<ResumeVmRequest>) -> Answer<wire::Vm> {
+        self.verb(&request.into_inner().name, Verb::Resume).await
+    }
+
+    async fn watch_vm(&self, request: Request<WatchVmRequest>) -> Answer<Vms> {
+        let (name, handle) = self.handle(&request.into_inner().name)?;
+        let mut watch = handle.watch;
+        watch.mark_changed();
+        let stop = self.stop.clone();
+        // A slow client sees the latest state and not each one: a watch holds one value.
+        let vms = stream::unfold(Some((watch, stop, name)), |state| async move {
+            let (mut watch, stop, name) = state?;
+            let changed = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Some((Err(ending()), None)),
+                changed = watch.changed() => changed,
+            };
+            let item = match changed {
+                Ok(()) => Ok(convert::vm(&watch.borrow_and_update().clone())),
+                Err(_) if stop.is_cancelled() => Err(ending()),
+                Err(_) => Err(not_found(&name).into()),
+            };
+            let rest = item.is_ok().then_some((watch, stop, name));
+            Some((item, rest))
+        });
+        Ok(Response::new(vms.boxed()))
+    }
+
+    async fn read_console_log(&self, request: Request<ReadConsoleLogRequest>) -> Answer<Chunks> {
+        let request = request.into_inner();
+        let (name, handle) = self.handle(&request.name)?;
+        let view = console::View { name, handle, offset: request.offset, stop: self.stop.clone() };
+        Ok(Response::new(console::log(view, request.follow)))
+    }
+
+    async fn attach_console(&self, request: Request<Streaming<AttachConsoleRequest>>) -> Answer<Chunks> {
+        let mut input = request.into_inner();
+        let open = console::open_message(input.message().await?)?;
+        let (name, handle) = self.handle(&open.name)?;
+        let writer = if open.read_only { None } else { Some(handle.console.writer()?) };
+        let offset = open.offset.unwrap_or_else(|| *handle.console.follow().borrow());
+        let view = console::View { name, handle, offset, stop: self.stop.clone() };
+        Ok(Response::new(console::attach(view, input, writer)))
+    }
+}
+
+#[tonic::async_trait]
+impl<P: Ports> HostService for Server<P> {
+    async fn get_host(&self, _: Request<GetHostRequest>) -> Answer<wire::Host> {
+        let host = self.supervisor.host();
+        let mut warnings = self.supervisor.warnings();
+        let (accelerator, accelerator_reason) = match host.accelerator() {
+            Ok(choice) => {
+                warnings.extend(choice.warning);
+                (convert::accelerator(choice.accelerator), choice.reason)
+            }
+            Err(fault) => {
+                warnings.push(format!("no machine can be started: {}", fault.chain()));
+                (wire::Accelerator::Unspecified, fault.chain())
+            }
+        };
+        let qemu_version = host.version().await.unwrap_or_else(|fault| {
+            warnings.push(fault.chain());
+            String::new()
+        });
+        let (vms, _) = self.supervisor.list(None, usize::MAX);
+        let running = |vm: &&Arc<Vm>| matches!(vm.status.state, State::Running | State::Paused);
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let memory = rustix::system::sysinfo();
+        Ok(Response::new(wire::Host {
+            version: env!("CARGO_PKG_VERSION").into(),
+            qemu_binary: host.binary().display().to_string(),
+            qemu_version,
+            accelerator: accelerator.into(),
+            accelerator_reason,
+            cpus: std::thread::available_parallelism().map_or(0, |number| count(number.get())),
+            memory_bytes: memory.totalram * u64::from(memory.mem_unit),
+            vm_count: count(vms.len()),
+            running_vm_count: count(vms.iter().filter(running).count()),
+            warnings,
+        }))
+    }
+}

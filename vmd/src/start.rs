@@ -1,0 +1,459 @@
+//! From a record to a running guest, and back where a step fails.
+//!
+//! Open files → ports and taps → sockets → spawn at the gate → durable run record → release → monitor and console
+//! answer → the virtual CPUs go on. `Undo` knows which of these were taken, and takes them back in reverse.
+
+mod undo;
+
+use crate::{
+    console::{Console, Pump},
+    model::{Accelerator, KIND_EXIT, KIND_RUN, Record, Run, VncListen},
+    ports::{self, Port, PortRequest, Ports, Releases},
+    qemu::{
+        args::{self, DiskWire, NicWire, Plan, Wiring},
+        files::{self, OpenDisk},
+        host::Host,
+        launch::{self, FIRST_FD, Launch},
+        process::{self, Exit, Process},
+        qmp::{self, Event, Qmp},
+        stderr::Stderr,
+        tap,
+    },
+};
+use serde_json::Value;
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+    store::{Op, Store},
+    time::Timestamp,
+};
+use std::{
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use undo::Undo;
+pub use undo::clean_up;
+
+/// `sun_path` of <sys/un.h>, without the final zero.
+const MAX_SOCKET_PATH: usize = 107;
+const MONITORS: [&str; 2] = ["qmp0", "qmp1"];
+const SERIAL: &str = "serial";
+/// From the release to the greeting: QEMU allocates memory and reads firmware and kernel in this time.
+const GREETING: Duration = Duration::from_secs(30);
+/// An adopted QEMU has long started.
+const ADOPTION: Duration = Duration::from_secs(3);
+/// How long the answer of a dying QEMU may precede its death.
+const DYING: Duration = Duration::from_millis(500);
+const SERIAL_TRIES: usize = 50;
+const SERIAL_PAUSE: Duration = Duration::from_millis(10);
+
+/// What every machine's driver works with.
+#[derive(Debug)]
+pub struct Context<P> {
+    /// The records.
+    pub store: Store,
+    /// Whoever makes ports.
+    pub ports: P,
+    /// The record of ports.
+    pub releases: Releases<P>,
+    /// This host's QEMU.
+    pub host: Host,
+    /// This program, which is the child's first program.
+    pub launcher: PathBuf,
+    /// Folder of the sockets.
+    pub run_dir: PathBuf,
+    /// Folder of the console logs.
+    pub state_dir: PathBuf,
+    /// vmd ends.
+    pub stop: CancellationToken,
+}
+
+impl<P> Context<P> {
+    /// A machine's folder of sockets.
+    #[must_use]
+    pub fn run_folder(&self, name: &Name) -> PathBuf {
+        self.run_dir.join("vms").join(name.as_str())
+    }
+
+    /// A machine's folder of logs.
+    #[must_use]
+    pub fn state_folder(&self, name: &Name) -> PathBuf {
+        self.state_dir.join("vms").join(name.as_str())
+    }
+
+    /// Whether the machine's sockets have room in an address.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if the path is too long.
+    pub fn check_paths(&self, name: &Name) -> Result<(), Fault> {
+        let longest = self.run_folder(name).join(args::VNC_SOCKET);
+        let length = longest.as_os_str().as_bytes().len();
+        if length <= MAX_SOCKET_PATH {
+            return Ok(());
+        }
+        Err(Fault::new(
+            Kind::FailedPrecondition,
+            "PATH_TOO_LONG",
+            format!(
+                "the path of a socket of machine `{name}` would have {length} bytes, and {MAX_SOCKET_PATH} is the most"
+            ),
+        )
+        .hint("start vmd with a shorter --run-dir, or give the machine a shorter name"))
+    }
+}
+
+/// A monitor, and what it tells by itself.
+pub type Monitor = (Qmp, mpsc::Receiver<Event>);
+
+/// A running QEMU and all that holds on to it. Dropping this lets it go on.
+#[derive(Debug)]
+pub struct Live {
+    /// Its record.
+    pub run: Run,
+    /// Its process.
+    pub process: Process,
+    /// `None`: it does not answer.
+    pub monitor: Option<Monitor>,
+    /// `None`: the serial port could not be reached.
+    pub pump: Option<Pump>,
+    /// `None`: its stderr could not be reached.
+    pub stderr: Option<Stderr>,
+    /// Where VNC is served; empty if it is not.
+    pub vnc_address: String,
+    /// The virtual CPUs stand still.
+    pub paused: bool,
+    /// An earlier vmd started it.
+    pub adopted: bool,
+}
+
+/// The machine's resource names of ports, in the order of its NICs.
+#[must_use]
+pub fn port_names(record: &Record) -> Vec<String> {
+    let nics = record.spec.nics.iter().enumerate();
+    nics.map(|(index, nic)| ports::resource(&nic.network, &ports::port_name(&record.name, index))).collect()
+}
+
+/// Starts a machine. If that fails, or `cancel` comes first, nothing of it is left.
+///
+/// # Errors
+/// What failed, with QEMU's last words where it had any.
+pub async fn launch<P: Ports>(
+    context: Arc<Context<P>>,
+    record: Record,
+    console: Arc<Console>,
+    cancel: CancellationToken,
+) -> Result<Live, Fault> {
+    let mut undo = Undo::default();
+    let result = tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Fault::new(Kind::Aborted, "STOPPED", "it was stopped while it was starting")),
+        result = steps(&context, &record, console, &mut undo) => result,
+    };
+    match result {
+        Ok(live) => Ok(live),
+        Err(fault) => Err(undo.run(&context, &record, fault).await),
+    }
+}
+
+async fn steps<P: Ports>(
+    context: &Context<P>,
+    record: &Record,
+    console: Arc<Console>,
+    undo: &mut Undo,
+) -> Result<Live, Fault> {
+    let choice = context.host.accelerator()?;
+    let version = context.host.version().await?;
+    let cpu_model = cpu_model(record, choice.accelerator)?;
+    let disks = open_disks(record).await?;
+    let ports = make_ports(context, record, undo).await?;
+    let taps = ports
+        .iter()
+        .map(|port| tap::open(&port.interface, port.owner_uid).map(OwnedFd::from))
+        .collect::<Result<Vec<_>, _>>()?;
+
+    context.check_paths(&record.name)?;
+    let folder = context.run_folder(&record.name);
+    undo.folder = true;
+    let listeners = listen(&folder)?;
+    let state = context.state_folder(&record.name);
+    undo.stderr = Some(Stderr::start(&folder, &state).map_err(|e| folder_fault(&folder, &e))?);
+    let stderr = Stderr::writer(&folder).map_err(|e| folder_fault(&folder, &e))?;
+
+    let args = args::argv(&Plan {
+        name: &record.name,
+        uuid: record.uid,
+        spec: &record.spec,
+        accelerator: choice.accelerator,
+        cpu_model: &cpu_model,
+        wiring: wiring(record, &disks, &ports),
+    });
+    let fds =
+        listeners.into_iter().chain(disks.into_iter().map(|disk| disk.file.into())).chain(taps).collect();
+    let binary = context.host.binary();
+    let launch = Launch { launcher: &context.launcher, binary, args: &args, folder: &folder, stderr };
+    let (pid, gate) = launch::spawn(launch, fds)?;
+    let lost =
+        |error: &std::io::Error| Fault::internal("lost the process that was to become QEMU").cause(error);
+    let process = undo.process.insert(Process::open(pid).map_err(|e| lost(&e))?);
+    let identity = process::identity(pid).map_err(|e| lost(&e))?;
+
+    let run = Run {
+        boot_id: identity.boot_id,
+        pid,
+        start_ticks: identity.start_ticks,
+        uid: rustix::process::geteuid().as_raw(),
+        qemu_binary: binary.display().to_string(),
+        qemu_version: version,
+        nonce: uuid::Uuid::new_v4(),
+        start_time: Timestamp::now(),
+        accelerator: choice.accelerator,
+        cpu_model,
+        interfaces: ports.into_iter().map(|port| port.interface).collect(),
+        warnings: choice.warning.into_iter().collect(),
+    };
+    let name = record.name.as_str();
+    undo.recorded = true;
+    context.store.commit(vec![Op::put(KIND_RUN, name, &run)?, Op::delete(KIND_EXIT, name)]).await?;
+    // Connected before QEMU is there, so that the guest's first byte has a reader.
+    let pump = Pump::start(&folder.join(SERIAL), console).await.map_err(|e| folder_fault(&folder, &e))?;
+    gate.release().map_err(|e| lost(&e))?;
+    let (monitor, vnc_address) = bring_up(record, &folder, process).await?;
+    let (process, stderr) = (undo.process.take(), undo.stderr.take());
+    Ok(Live {
+        run,
+        process: process.ok_or_else(|| Fault::internal("the process is gone"))?,
+        monitor: Some(monitor),
+        pump: Some(pump),
+        stderr,
+        vnc_address,
+        paused: false,
+        adopted: false,
+    })
+}
+
+fn cpu_model(record: &Record, accelerator: Accelerator) -> Result<String, Fault> {
+    match (record.spec.cpu_model.as_deref(), accelerator) {
+        (Some("host"), Accelerator::Tcg) => Err(Fault::new(
+            Kind::FailedPrecondition,
+            "CPU_MODEL",
+            "CPU model `host` needs KVM, and this machine would run on TCG",
+        )
+        .hint("leave `cpu_model` empty: it is `host` on KVM and `max` on TCG")),
+        (Some(model), _) => Ok(model.to_owned()),
+        (None, Accelerator::Kvm) => Ok("host".into()),
+        (None, Accelerator::Tcg) => Ok("max".into()),
+    }
+}
+
+async fn open_disks(record: &Record) -> Result<Vec<OpenDisk>, Fault> {
+    let spec = record.spec.clone();
+    // A dead network file system may block for long.
+    tokio::task::spawn_blocking(move || {
+        if let Some(boot) = &spec.kernel_boot {
+            files::check_kernel(boot)?;
+        }
+        spec.disks.iter().map(files::open_disk).collect()
+    })
+    .await
+    .map_err(|e| Fault::internal("the task that opens disks died").cause(&e))?
+}
+
+async fn make_ports<P: Ports>(
+    context: &Context<P>,
+    record: &Record,
+    undo: &mut Undo,
+) -> Result<Vec<Port>, Fault> {
+    let own = rustix::process::geteuid().as_raw();
+    let mut made = Vec::new();
+    for (resource, mac) in port_names(record).into_iter().zip(&record.macs) {
+        undo.ports.push(resource.clone());
+        let request = PortRequest { vm: record.name.clone(), resource, mac: *mac };
+        let port = context.releases.create(&request).await?;
+        if port.owner_uid != own {
+            return Err(Fault::new(
+                Kind::FailedPrecondition,
+                "PORT_OWNER",
+                format!(
+                    "port `{}` belongs to uid {}, and vmd runs as uid {own}",
+                    request.resource, port.owner_uid
+                ),
+            )
+            .hint("delete that port, so that vmd can make its own"));
+        }
+        made.push(port);
+    }
+    Ok(made)
+}
+
+fn folder_fault(folder: &Path, error: &dyn std::error::Error) -> Fault {
+    Fault::new(
+        Kind::FailedPrecondition,
+        "RUN_DIR",
+        format!("cannot use the machine's run folder, `{}`", folder.display()),
+    )
+    .cause(error)
+    .hint("vmd's user must be able to write there; see --run-dir")
+}
+
+/// Makes the folder anew and binds the sockets that QEMU is to listen on: two monitors and the serial port.
+fn listen(folder: &Path) -> Result<Vec<OwnedFd>, Fault> {
+    let failed = |error: std::io::Error| folder_fault(folder, &error);
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        Ok(()) | Err(_) => {}
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let bind = |name: &&str| UnixListener::bind(folder.join(name)).map(OwnedFd::from);
+    MONITORS.iter().chain(&[SERIAL]).map(bind).collect::<Result<_, _>>().map_err(failed)
+}
+
+/// The numbers follow the order of `steps`: sockets, disks, taps.
+fn wiring(record: &Record, disks: &[OpenDisk], ports: &[Port]) -> Wiring {
+    let mut numbers = FIRST_FD + 3..;
+    Wiring {
+        monitors: [FIRST_FD, FIRST_FD + 1],
+        serial: FIRST_FD + 2,
+        disks: disks
+            .iter()
+            .zip(&mut numbers)
+            .map(|(disk, fd)| DiskWire { fd, block_device: disk.block_device })
+            .collect(),
+        nics: ports
+            .iter()
+            .zip(&record.macs)
+            .zip(numbers)
+            .map(|((port, mac), fd)| NicWire { fd, mac: *mac, mtu: port.mtu })
+            .collect(),
+    }
+}
+
+/// From the release of the gate until the guest runs.
+async fn bring_up(record: &Record, folder: &Path, process: &Process) -> Result<(Monitor, String), Fault> {
+    let speak = async {
+        let (qmp, events) = Qmp::connect(&folder.join(MONITORS[0]), GREETING).await?;
+        serial_connected(&qmp).await?;
+        let vnc = vnc_address(record, folder, &qmp).await?;
+        qmp.execute("cont", Value::Null).await?;
+        Ok(((qmp, events), vnc))
+    };
+    tokio::select! {
+        biased;
+        exit = process.exited() => Err(died(exit)),
+        result = speak => match result {
+            Ok(up) => Ok(up),
+            // A dying QEMU closes its sockets first; its death says more.
+            Err(fault) => Err(tokio::time::timeout(DYING, process.exited()).await.map_or(fault, died)),
+        },
+    }
+}
+
+fn died(exit: Exit) -> Fault {
+    Fault::new(Kind::FailedPrecondition, "QEMU_DIED", exit_words(exit))
+}
+
+/// How QEMU ended, in words.
+#[must_use]
+pub fn exit_words(exit: Exit) -> String {
+    match exit {
+        Exit::Code(0) => "QEMU ended".into(),
+        Exit::Code(code) => format!("QEMU ended with exit code {code}"),
+        Exit::Signal(signal) => format!("QEMU died with signal {signal}"),
+        Exit::Unknown => "QEMU ended, exit code unknown".into(),
+    }
+}
+
+/// Waits until QEMU has taken our connection: what the guest says before that would be lost.
+async fn serial_connected(qmp: &Qmp) -> Result<(), Fault> {
+    for _ in 0..SERIAL_TRIES {
+        let devices = qmp.execute("query-chardev", Value::Null).await?;
+        let waiting = devices.as_array().into_iter().flatten().any(|device| {
+            device["label"] == args::SERIAL
+                && device["filename"].as_str().is_some_and(|name| name.starts_with("disconnected:"))
+        });
+        if !waiting {
+            return Ok(());
+        }
+        tokio::time::sleep(SERIAL_PAUSE).await;
+    }
+    tracing::warn!("QEMU does not take the connection to its serial port; output may be lost");
+    Ok(())
+}
+
+async fn vnc_address(record: &Record, folder: &Path, qmp: &Qmp) -> Result<String, Fault> {
+    match record.spec.vnc {
+        None => Ok(String::new()),
+        Some(VncListen::Unix) => Ok(format!("unix:{}", folder.join(args::VNC_SOCKET).display())),
+        Some(VncListen::Tcp) => {
+            let answer = qmp.execute("query-vnc", Value::Null).await?;
+            let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+            Ok(format!("{}:{}", text("host"), text("service")))
+        }
+    }
+}
+
+/// Connects to a QEMU that runs, by its first monitor, or by its second where somebody holds the first.
+///
+/// # Errors
+/// UNAVAILABLE if it answers on neither.
+pub async fn reconnect(folder: PathBuf) -> Result<Monitor, Fault> {
+    match Qmp::connect(&folder.join(MONITORS[0]), ADOPTION).await {
+        Ok(monitor) => Ok(monitor),
+        Err(_) => Qmp::connect(&folder.join(MONITORS[1]), qmp::DEADLINE).await,
+    }
+}
+
+/// Takes over a process that was found to be the recorded one.
+pub async fn take_over<P: Ports>(context: &Context<P>, record: &Record, run: Run, process: Process) -> Live {
+    let folder = context.run_folder(&record.name);
+    let mut live = Live {
+        run,
+        process,
+        monitor: None,
+        pump: None,
+        stderr: Stderr::start(&folder, &context.state_folder(&record.name)).ok(),
+        vnc_address: String::new(),
+        paused: false,
+        adopted: true,
+    };
+    match reconnect(folder.clone()).await {
+        Ok(monitor) => {
+            match settle(record, &folder, &monitor.0).await {
+                Ok((paused, vnc)) => (live.paused, live.vnc_address) = (paused, vnc),
+                Err(fault) => tracing::warn!(vm = %record.name, error = fault.chain(), "QEMU answers badly"),
+            }
+            live.monitor = Some(monitor);
+        }
+        Err(fault) => tracing::warn!(vm = %record.name, error = fault.chain(), "QEMU does not answer"),
+    }
+    live
+}
+
+/// Whether the guest stands still, and where its display is. A start that the earlier vmd left half-done is ended.
+async fn settle(record: &Record, folder: &Path, qmp: &Qmp) -> Result<(bool, String), Fault> {
+    let vnc = vnc_address(record, folder, qmp).await?;
+    let status = qmp.execute("query-status", Value::Null).await?;
+    if status["status"] == "prelaunch" {
+        qmp.execute("cont", Value::Null).await?;
+        return Ok((false, vnc));
+    }
+    Ok((status["running"] == false, vnc))
+}
+
+/// The console of an adopted guest.
+pub async fn attach_console(folder: &Path, console: Arc<Console>) -> Option<Pump> {
+    match Pump::start(&folder.join(SERIAL), console).await {
+        Ok(pump) => Some(pump),
+        Err(error) => {
+            tracing::warn!(folder = %folder.display(), %error, "the serial port cannot be reached");
+            None
+        }
+    }
+}

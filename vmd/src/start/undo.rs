@@ -1,0 +1,136 @@
+//! What a start has taken so far, and how to give it back.
+
+use super::Context;
+use crate::{
+    model::{KIND_RUN, Record},
+    ports::Ports,
+    qemu::{files::printable_path, process::Process, stderr::Stderr},
+};
+use shared::{fault::Fault, store::Op};
+use std::time::Duration;
+
+/// SIGKILL takes effect at once, unless the process hangs in the kernel.
+const DEATH: Duration = Duration::from_secs(5);
+
+/// Filled in before each step, so that a step that is cut off half-way is taken back too.
+#[derive(Debug, Default)]
+pub(super) struct Undo {
+    pub ports: Vec<String>,
+    pub folder: bool,
+    pub stderr: Option<Stderr>,
+    pub process: Option<Process>,
+    pub recorded: bool,
+}
+
+impl Undo {
+    /// Takes everything back in reverse, and gives the failure with QEMU's last words and whatever else went wrong.
+    pub async fn run<P: Ports>(self, context: &Context<P>, record: &Record, mut fault: Fault) -> Fault {
+        let mut trouble = Vec::new();
+        if let Some(process) = &self.process {
+            if let Err(error) = process.kill() {
+                trouble.push(error.chain());
+            }
+            if tokio::time::timeout(DEATH, process.exited()).await.is_err() {
+                trouble.push(format!("process {} does not end", process.pid()));
+            }
+        }
+        if let Some(stderr) = self.stderr {
+            let words = stderr.finish().await;
+            if !words.is_empty() {
+                fault = with_words(fault, &words, record);
+            }
+        }
+        if self.recorded
+            && let Err(error) = context.store.commit(vec![Op::delete(KIND_RUN, record.name.as_str())]).await
+        {
+            trouble.push(error.chain());
+        }
+        if self.folder {
+            remove_folder(context, record);
+        }
+        context.releases.release(&self.ports).await;
+        for trouble in trouble {
+            tracing::error!(vm = %record.name, trouble, "a failed start could not be taken back as a whole");
+            fault = fault.hint(format!("taking the start back failed too: {trouble}"));
+        }
+        fault.context(format!("cannot start machine `{}`", record.name))
+    }
+}
+
+/// Adds QEMU's words, in which disks have their paths again instead of the descriptors QEMU was given.
+fn with_words(fault: Fault, words: &str, record: &Record) -> Fault {
+    let mut words = words.to_owned();
+    // From the last, since `/dev/fdset/1` begins `/dev/fdset/10`.
+    for (index, disk) in record.spec.disks.iter().enumerate().rev() {
+        words = words.replace(&format!("/dev/fdset/{}", index + 1), &printable_path(&disk.path));
+    }
+    let locked = words.contains("Failed to get") && words.contains("lock");
+    let fault = fault.cause(&std::io::Error::other(words));
+    if locked {
+        return fault
+            .hint("another machine or program has the disk open: stop that one, or set `read_only` in both");
+    }
+    fault
+}
+
+fn remove_folder<P: Ports>(context: &Context<P>, record: &Record) {
+    let folder = context.run_folder(&record.name);
+    if let Err(error) = std::fs::remove_dir_all(&folder)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(folder = %folder.display(), %error, "cannot remove a run folder");
+    }
+}
+
+/// Puts away what a run left when its process is gone.
+pub async fn clean_up<P: Ports>(context: &Context<P>, record: &Record, ops: Vec<Op>) {
+    let ops = std::iter::once(Op::delete(KIND_RUN, record.name.as_str())).chain(ops).collect();
+    if let Err(fault) = context.store.commit(ops).await {
+        // The next start of vmd finds the process gone and records that.
+        tracing::error!(vm = %record.name, error = fault.chain(), "cannot record the end of a run");
+    }
+    remove_folder(context, record);
+    context.releases.release(&super::port_names(record)).await;
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::model::{Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Spec};
+    use shared::{fault::Kind, time::Timestamp};
+
+    #[test]
+    fn qemus_words_name_disks_as_the_client_did() {
+        let disk = |index: usize| Disk {
+            path: format!("/images/{index}"),
+            format: DiskFormat::Raw,
+            bus: DiskBus::Virtio,
+            cache: DiskCache::Writeback,
+            read_only: false,
+            media: DiskMedia::Disk,
+        };
+        let now = Timestamp { seconds: 0, nanos: 0 };
+        let record = Record {
+            name: "web".parse().unwrap(),
+            uid: uuid::Uuid::nil(),
+            generation: 1,
+            create_time: now,
+            update_time: now,
+            labels: Default::default(),
+            spec: Spec {
+                vcpus: 1,
+                memory_bytes: 1 << 20,
+                cpu_model: None,
+                disks: (0..11).map(disk).collect(),
+                kernel_boot: None,
+                nics: vec![],
+                vnc: None,
+            },
+            macs: vec![],
+        };
+        let words = "Failed to get \"write\" lock; Is another process using the image [/dev/fdset/10]?";
+        let fault = with_words(Fault::new(Kind::FailedPrecondition, "X", "QEMU ended"), words, &record);
+        assert!(fault.chain().ends_with("the image [/images/9]?"), "{}", fault.chain());
+        assert!(fault.hints()[0].contains("another machine"));
+    }
+}

@@ -1,0 +1,383 @@
+//! Which machines there are: records and drivers, made and removed together.
+
+use crate::{
+    adopt::{self, Found},
+    config::Config,
+    console::Console,
+    driver::{self, Handle, Initial, Verb},
+    model::{KIND_EXIT, KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
+    ports::{KIND_PORT, PortRecord, Ports, Releases},
+    qemu::{files, host::Host},
+    start::{self, Context},
+};
+use futures_util::future::join_all;
+use shared::{
+    fault::{Fault, Kind},
+    mac::Mac,
+    name::Name,
+    store::{Broken, Op, Store},
+    time::Timestamp,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+/// Store kind of the number of vmd's lives; it has one record.
+const KIND_EPOCH: &str = "epoch";
+
+/// All machines. Clones share them.
+#[derive(Debug)]
+pub struct Supervisor<P>(Arc<Inner<P>>);
+
+impl<P> Clone for Supervisor<P> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Inner<P> {
+    context: Arc<Context<P>>,
+    vms: Mutex<BTreeMap<Name, Handle>>,
+    /// Held by whoever makes or removes a machine, so that names and MACs stay unique.
+    changing: tokio::sync::Mutex<()>,
+    tasks: TaskTracker,
+    epoch: i64,
+    broken: Vec<Broken>,
+}
+
+/// What a client asks to be recorded.
+#[derive(Clone, Debug)]
+pub struct NewVm {
+    /// Its name.
+    pub name: Name,
+    /// The client's own notes.
+    pub labels: BTreeMap<String, String>,
+    /// What it is to be.
+    pub spec: Spec,
+}
+
+impl<P: Ports> Supervisor<P> {
+    /// Opens the records, adopts what runs, and starts the drivers.
+    ///
+    /// # Errors
+    /// If the folders or the store cannot be used.
+    pub async fn open(config: &Config, ports: P, stop: CancellationToken) -> Result<Self, Fault> {
+        let state_dir = private_folder(&config.state_dir, "--state-dir")?;
+        let run_dir = private_folder(&config.run_dir, "--run-dir")?;
+        let store = Store::open(&state_dir)?;
+        let epoch = next_epoch(&store).await?;
+        let mut records = store.load::<Record>(KIND_VM).await?;
+        let runs = store.load::<Run>(KIND_RUN).await?;
+        let exits: BTreeMap<_, _> = store.load::<LastExit>(KIND_EXIT).await?.records.into_iter().collect();
+        let mut broken = std::mem::take(&mut records.broken);
+        broken.extend(runs.broken);
+        for one in &broken {
+            tracing::error!(vm = one.id, why = one.why, "a record cannot be read; it is left as it is");
+        }
+        let mut runs: BTreeMap<_, _> = runs.records.into_iter().collect();
+        let records: Vec<Record> = records.records.into_iter().map(|(_, record)| record).collect();
+        let orphans = orphans(&store, &records, &runs).await?;
+        let launcher = std::env::current_exe()
+            .map_err(|e| Fault::internal("cannot find this program's own file").cause(&e))?;
+        let context = Arc::new(Context {
+            releases: Releases::new(store.clone(), ports.clone(), orphans),
+            store,
+            ports,
+            host: Host::new(&config.qemu, config.accel),
+            launcher: own_program(launcher),
+            run_dir,
+            state_dir,
+            stop: stop.clone(),
+        });
+        let supervisor = Self(Arc::new(Inner {
+            context: Arc::clone(&context),
+            vms: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            tasks: TaskTracker::new(),
+            epoch,
+            broken,
+        }));
+        let adopting = records.into_iter().map(|record| {
+            let run = runs.remove(record.name.as_str());
+            let exit = exits.get(record.name.as_str()).cloned().unwrap_or_default();
+            supervisor.bring_back(record, run, exit)
+        });
+        for result in join_all(adopting).await {
+            result?;
+        }
+        let releasing = Arc::clone(&context);
+        supervisor.0.tasks.spawn(async move { releasing.releases.run(stop).await });
+        Ok(supervisor)
+    }
+
+    /// A machine of an earlier vmd: adopted, or at rest.
+    async fn bring_back(&self, record: Record, run: Option<Run>, exit: LastExit) -> Result<(), Fault> {
+        let context = &self.0.context;
+        let console = self.console(&record.name)?;
+        let initial = match run {
+            None => Initial::AtRest(exit),
+            Some(run) => match adopt::find(context, &record, run).await {
+                Found::Alive(mut live) => {
+                    let folder = context.run_folder(&record.name);
+                    live.pump = start::attach_console(&folder, Arc::clone(&console)).await;
+                    tracing::info!(vm = %record.name, pid = live.run.pid, "adopted");
+                    Initial::Alive(live)
+                }
+                Found::Gone(reason) => {
+                    tracing::warn!(vm = %record.name, reason, "its run is over");
+                    let exit = LastExit { reason, error: String::new() };
+                    let op = Op::put(KIND_EXIT, record.name.as_str(), &exit)?;
+                    start::clean_up(context, &record, vec![op]).await;
+                    Initial::AtRest(exit)
+                }
+            },
+        };
+        self.add(record, console, initial);
+        Ok(())
+    }
+
+    fn add(&self, record: Record, console: Arc<Console>, initial: Initial) -> Handle {
+        let name = record.name.clone();
+        let (handle, task) =
+            driver::spawn(Arc::clone(&self.0.context), record, console, initial, self.0.epoch);
+        self.0.tasks.spawn(task);
+        self.vms().insert(name, handle.clone());
+        handle
+    }
+
+    fn console(&self, name: &Name) -> Result<Arc<Console>, Fault> {
+        let folder = self.0.context.state_folder(name);
+        Console::open(&folder).map_err(|error| {
+            Fault::new(
+                Kind::FailedPrecondition,
+                "STATE_DIR",
+                format!("cannot open the console log of machine `{name}` in `{}`", folder.display()),
+            )
+            .cause(&error)
+            .hint("vmd's user must be able to write there; see --state-dir")
+        })
+    }
+
+    /// A machine's handle.
+    ///
+    /// # Errors
+    /// NOT_FOUND if there is none of that name.
+    pub fn get(&self, name: &Name) -> Result<Handle, Fault> {
+        self.vms().get(name).cloned().ok_or_else(|| not_found(name))
+    }
+
+    /// At most `most` machines after `after`, in the order of their names, and whether there are more.
+    #[must_use]
+    pub fn list(&self, after: Option<&Name>, most: usize) -> (Vec<Arc<Vm>>, bool) {
+        let vms = self.vms();
+        let mut rest = vms.iter().filter(|(name, _)| after.is_none_or(|after| *name > after));
+        let page = rest.by_ref().take(most).map(|(_, handle)| handle.watch.borrow().clone()).collect();
+        (page, rest.next().is_some())
+    }
+
+    /// Records a machine; one with the same spec is found again.
+    ///
+    /// # Errors
+    /// ALREADY_EXISTS if the name or a MAC is taken; FAILED_PRECONDITION if the host lacks what the spec names.
+    pub async fn create(&self, new: NewVm) -> Result<Arc<Vm>, Fault> {
+        let _changing = self.0.changing.lock().await;
+        let NewVm { name, labels, spec } = new;
+        if let Ok(existing) = self.get(&name) {
+            let vm = existing.watch.borrow().clone();
+            if vm.record.spec == spec {
+                return Ok(vm);
+            }
+            return Err(Fault::new(
+                Kind::AlreadyExists,
+                "VM_EXISTS",
+                format!("there is a machine `{name}` with another spec"),
+            )
+            .hint("choose another name, or delete that machine first"));
+        }
+        if self.0.broken.iter().any(|broken| broken.id == name.as_str()) {
+            return Err(Fault::new(
+                Kind::FailedPrecondition,
+                "BROKEN_RECORD",
+                format!("the record of a machine `{name}` cannot be read, and is kept"),
+            )
+            .hint("start the vmd that wrote it, or choose another name"));
+        }
+        let macs = self.macs(&name, &spec)?;
+        self.check(&name, &spec).await.map_err(|e| e.context(format!("cannot create machine `{name}`")))?;
+        let now = Timestamp::now();
+        let record = Record {
+            name,
+            uid: Uuid::new_v4(),
+            generation: 1,
+            create_time: now,
+            update_time: now,
+            labels,
+            spec,
+            macs,
+        };
+        let console = self.console(&record.name)?;
+        self.0.context.store.commit(vec![Op::put(KIND_VM, record.name.as_str(), &record)?]).await?;
+        let handle = self.add(record, console, Initial::AtRest(LastExit::default()));
+        Ok(handle.watch.borrow().clone())
+    }
+
+    /// All that can be known before a start.
+    async fn check(&self, name: &Name, spec: &Spec) -> Result<(), Fault> {
+        let context = &self.0.context;
+        context.check_paths(name)?;
+        let files = spec.clone();
+        tokio::task::spawn_blocking(move || files::check(&files))
+            .await
+            .map_err(|e| Fault::internal("the task that looks at files died").cause(&e))??;
+        let networks: BTreeSet<&Name> = spec.nics.iter().map(|nic| &nic.network).collect();
+        for network in networks {
+            match context.ports.check_network(network).await {
+                Ok(()) => {}
+                Err(fault) if fault.kind() == Kind::NotFound => {
+                    return Err(Fault::new(
+                        Kind::FailedPrecondition,
+                        "NETWORK_NOT_FOUND",
+                        format!("there is no network `{network}`"),
+                    )
+                    .meta("network", network)
+                    .hint(format!("make it first: kvmctl network create {network}")));
+                }
+                Err(fault) => return Err(fault.context(format!("cannot look up network `{network}`"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// An address for each NIC that no other machine has.
+    fn macs(&self, name: &Name, spec: &Spec) -> Result<Vec<Mac>, Fault> {
+        let mut taken = BTreeMap::new();
+        for (other, handle) in self.vms().iter() {
+            taken.extend(handle.watch.borrow().record.macs.iter().map(|mac| (*mac, other.clone())));
+        }
+        choose_macs(name, spec, &taken)
+    }
+
+    /// Deletes a machine that does not run.
+    ///
+    /// # Errors
+    /// NOT_FOUND if there is none, FAILED_PRECONDITION if it runs.
+    pub async fn delete(&self, name: &Name) -> Result<(), Fault> {
+        let _changing = self.0.changing.lock().await;
+        self.get(name)?.carry_out(Verb::Delete).await?;
+        self.vms().remove(name);
+        Ok(())
+    }
+
+    /// This host's QEMU.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.0.context.host
+    }
+
+    /// What an operator should know about the records.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let line = |one: &Broken| format!("a record of machine `{}` cannot be read: {}", one.id, one.why);
+        self.0.broken.iter().map(line).collect()
+    }
+
+    /// Waits until all drivers have ended, after `stop`.
+    pub async fn join(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn vms(&self) -> MutexGuard<'_, BTreeMap<Name, Handle>> {
+        self.0.vms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// There is no machine of that name.
+#[must_use]
+pub fn not_found(name: &Name) -> Fault {
+    Fault::new(Kind::NotFound, "VM_NOT_FOUND", format!("there is no machine `{name}`"))
+        .hint("`kvmctl vm list` shows those that are there")
+}
+
+fn choose_macs(name: &Name, spec: &Spec, taken: &BTreeMap<Mac, Name>) -> Result<Vec<Mac>, Fault> {
+    let mut own: BTreeSet<Mac> = spec.nics.iter().filter_map(|nic| nic.mac).collect();
+    let mut macs = Vec::new();
+    for (index, nic) in spec.nics.iter().enumerate() {
+        let mac = match nic.mac {
+            Some(mac) => {
+                if let Some(other) = taken.get(&mac) {
+                    return Err(Fault::new(
+                        Kind::AlreadyExists,
+                        "MAC_TAKEN",
+                        format!("machine `{other}` has a NIC with the MAC {mac}"),
+                    )
+                    .meta("mac", mac)
+                    .meta("vm", other)
+                    .hint("leave `mac` empty to get a unique one"));
+                }
+                mac
+            }
+            None => (0..)
+                .map(|salt| Mac::derived(&format!("vms/{name}/nics/{index}"), salt))
+                .find(|mac| !taken.contains_key(mac) && !own.contains(mac))
+                .ok_or_else(|| Fault::internal("no MAC is free"))?,
+        };
+        own.insert(mac);
+        macs.push(mac);
+    }
+    Ok(macs)
+}
+
+/// Ports whose machines do not run: whatever was meant to delete them did not get to it.
+async fn orphans(
+    store: &Store,
+    records: &[Record],
+    runs: &BTreeMap<String, Run>,
+) -> Result<BTreeMap<String, Option<String>>, Fault> {
+    let used: BTreeSet<String> = records
+        .iter()
+        .filter(|record| runs.contains_key(record.name.as_str()))
+        .flat_map(start::port_names)
+        .collect();
+    let ports = store.load::<PortRecord>(KIND_PORT).await?.records;
+    Ok(ports
+        .into_iter()
+        .filter(|(name, _)| !used.contains(name))
+        .map(|(name, port)| (name, port.uid))
+        .collect())
+}
+
+async fn next_epoch(store: &Store) -> Result<i64, Fault> {
+    let last = store.load::<i64>(KIND_EPOCH).await?.records.first().map_or(0, |(_, epoch)| *epoch);
+    store.commit(vec![Op::put(KIND_EPOCH, "", &(last + 1))?]).await?;
+    Ok(last + 1)
+}
+
+/// The file may be replaced while vmd runs; the running program may not.
+fn own_program(found: PathBuf) -> PathBuf {
+    let proc = PathBuf::from("/proc/self/exe");
+    if proc.exists() { proc } else { found }
+}
+
+/// Makes a folder that only this user may look into.
+fn private_folder(path: &Path, option: &str) -> Result<PathBuf, Fault> {
+    let failed = |error: &std::io::Error| {
+        Fault::new(Kind::FailedPrecondition, "FOLDER", format!("cannot use the folder `{}`", path.display()))
+            .cause(error)
+            .hint(format!("make it vmd's user's own, or choose another one with {option}"))
+    };
+    let path = std::path::absolute(path).map_err(|e| failed(&e))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|e| failed(&e))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(|e| failed(&e))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod test;
