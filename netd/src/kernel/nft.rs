@@ -58,7 +58,13 @@ async fn list(family: NfFamily) -> Result<Option<Value>, Fault> {
         Ok(text) => serde_json::from_slice(&text)
             .map(Some)
             .map_err(|e| Fault::internal("nft printed something that is not JSON").cause(&e)),
-        Err(fault) if fault.causes().iter().any(|c| c.contains("No such file or directory")) => Ok(None),
+        // A missing program says the same, but not of nft's rules.
+        Err(fault)
+            if fault.kind() == Kind::Internal
+                && fault.causes().iter().any(|c| c.contains("No such file or directory")) =>
+        {
+            Ok(None)
+        }
         Err(fault) => Err(fault),
     }
 }
