@@ -298,3 +298,6 @@ pub fn takeover_warnings(network: &Network) -> Vec<String> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod test;

@@ -11,7 +11,7 @@ use shared::{
     fault::{Fault, Kind},
     name::Name,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// net.ipv4.ip_forward.
 pub const FORWARD4: &str = "net/ipv4/ip_forward";
@@ -110,9 +110,11 @@ impl Desired {
         elements
     }
 
+    /// Also of what is being deleted: as long as there is a record there may be a link, and none may be up without
+    /// its rules.
     fn all_elements(&self) -> Elements {
-        let networks = self.networks.values().filter(|n| !n.deleting).map(|n| self.network_elements(n));
-        let ports = self.ports.values().filter(|p| !p.deleting).map(|p| self.port_elements(p));
+        let networks = self.networks.values().map(|n| self.network_elements(n));
+        let ports = self.ports.values().map(|p| self.port_elements(p));
         Elements(networks.chain(ports).flat_map(|e| e.0).collect())
     }
 
@@ -122,7 +124,7 @@ impl Desired {
     /// FAILED_PRECONDITION if tables of our name belong to somebody else.
     pub fn plan_tables(&self, observed: &Observed, digest: Option<&str>) -> Result<Vec<Action>, Fault> {
         let Some(tables) = &observed.tables else { return Ok(Vec::new()) };
-        let needed = !self.networks.is_empty();
+        let needed = !self.networks.is_empty() || !self.ports.is_empty();
         if tables.foreign || tables.instance.as_ref().is_some_and(|i| *i != self.instance) {
             if !needed {
                 return Ok(Vec::new());
@@ -163,9 +165,10 @@ impl Desired {
             // A forwarding host ignores router advertisements unless told otherwise: keep an uplink that lives on them.
             for (name, link) in &observed.links {
                 let key = accept_ra(name);
-                let listens =
-                    observed.sysctls.get(&key).is_some_and(|v| v == "1") || self.saved.contains_key(&key);
-                if listens && !self.owns(link) && link.routes.iter().any(|r| r.protocol == RTPROT_RA) {
+                let listens = observed.sysctls.get(&key).is_some_and(|v| v == "1")
+                    && link.routes.iter().any(|r| r.protocol == RTPROT_RA);
+                // Once it was told, it stays so: a router that is away for a while is to be heard again.
+                if !self.owns(link) && (listens || self.saved.contains_key(&key)) {
                     wanted.insert(key, "2");
                 }
             }
@@ -326,14 +329,12 @@ impl Desired {
     /// Marked links that no record explains.
     #[must_use]
     pub fn strays(&self, observed: &Observed) -> Vec<IfName> {
+        let bridges = self.networks.values().map(|n| &n.bridge);
+        let known: BTreeSet<&IfName> = bridges.chain(self.ports.values().map(|p| &p.tap)).collect();
         observed
             .links
             .iter()
-            .filter(|(name, link)| {
-                link.group == LINK_GROUP
-                    && !self.networks.values().any(|n| n.bridge == **name)
-                    && !self.ports.values().any(|p| p.tap == **name)
-            })
+            .filter(|(name, link)| link.group == LINK_GROUP && !known.contains(name))
             .map(|(name, _)| name.clone())
             .collect()
     }
@@ -477,3 +478,6 @@ fn in_the_way(resource: &str, link: &IfName) -> Fault {
     .meta("link", link)
     .hint(format!("remove or rename it (`ip link show {link}`), then try again"))
 }
+
+#[cfg(test)]
+mod test;

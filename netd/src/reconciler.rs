@@ -12,6 +12,8 @@
 mod converge;
 mod network;
 mod port;
+#[cfg(test)]
+mod test;
 
 use crate::{
     kernel::{Action, Kernel, Observed, Scope},

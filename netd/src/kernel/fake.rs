@@ -425,7 +425,9 @@ impl Host {
         link.up = up;
         link.carrier = up && link.kind == LinkKind::Nic;
         if up {
-            let connected: Vec<_> = link.addresses.iter().filter_map(connected).collect();
+            let primary = |at: usize| !has_subnet(&link.addresses[..at], link.addresses[at].net);
+            let primaries = (0..link.addresses.len()).filter(|at| primary(*at));
+            let connected: Vec<_> = primaries.filter_map(|at| connected(&link.addresses[at])).collect();
             self.routes.extend(connected.into_iter().map(|route| (name.clone(), route)));
         } else {
             link.addresses.retain(|address| address.net.addr().is_ipv4());
@@ -440,8 +442,10 @@ impl Host {
         match link.addresses.iter_mut().find(|a| a.net == address.net) {
             Some(there) => *there = address.clone(),
             None => {
+                let primary = !has_subnet(&link.addresses, address.net);
                 link.addresses.push(address.clone());
-                self.routes.extend(connected(address).filter(|_| up).map(|route| (name.clone(), route)));
+                self.routes
+                    .extend(connected(address).filter(|_| up && primary).map(|route| (name.clone(), route)));
             }
         }
         Ok(())
@@ -451,9 +455,11 @@ impl Host {
         let link = self.get(name, action)?;
         let Some(at) = link.addresses.iter().position(|a| a.net == address.net) else { return Ok(()) };
         let gone = link.addresses.remove(at);
-        let subnet = gone.net.trunc();
-        let last_of_subnet = !link.addresses.iter().any(|a| a.net.trunc() == subnet);
         let v4 = gone.net.addr().is_ipv4();
+        // Without promote_secondaries the secondary addresses of a subnet go with the primary one.
+        let primary = v4 && !has_subnet(&link.addresses[..at], gone.net);
+        link.addresses.retain(|a| !primary || a.net.trunc() != gone.net.trunc());
+        let last_of_subnet = !has_subnet(&link.addresses, gone.net);
         let last_of_family = !link.addresses.iter().any(|a| a.net.addr().is_ipv4() == v4);
         if let Some(route) = connected(&gone).filter(|_| last_of_subnet) {
             self.routes.retain(|(on, r)| on != name || !same(r, &route) || r.protocol != KERNEL);
@@ -463,9 +469,8 @@ impl Host {
             self.routes.retain(|(on, r)| on != name || !r.destination.addr().is_ipv4());
         }
         // fib_sync_down_addr: nobody can prefer an address that the host has no more.
-        if !self.is_local(gone.net.addr()) {
-            self.routes.retain(|(_, r)| r.source != Some(gone.net.addr()));
-        }
+        let host = self.clone();
+        self.routes.retain(|(_, r)| r.source.is_none_or(|source| host.is_local(source)));
         Ok(())
     }
 
@@ -512,6 +517,11 @@ fn connected(address: &Address) -> Option<Route> {
         mtu: None,
         on_link: false,
     })
+}
+
+/// Whether one of the addresses is in the subnet of `net`, so that its connected route is there.
+fn has_subnet(addresses: &[Address], net: IpNet) -> bool {
+    addresses.iter().any(|a| a.net.trunc() == net.trunc())
 }
 
 /// Whether two routes have the same key.

@@ -15,7 +15,7 @@ use nftables::{
 use serde_json::Value;
 use shared::mac::Mac;
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::{Ipv4Addr, Ipv6Addr},
 };
 
@@ -145,7 +145,7 @@ pub struct Listing {
 #[must_use]
 pub fn read(listing: &Value) -> Listing {
     let mut read = Listing::default();
-    let mut same = Vec::new();
+    let mut same = BTreeSet::new();
     let mut rules = Vec::new();
     for object in listing.pointer("/nftables").and_then(Value::as_array).into_iter().flatten() {
         if object.get("metainfo").is_some() {
@@ -162,14 +162,14 @@ pub fn read(listing: &Value) -> Listing {
             for member in set.remove("elem").as_ref().and_then(Value::as_array).into_iter().flatten() {
                 match element(&name, member) {
                     Some(element) => drop(read.elements.0.insert(element)),
-                    None => same.push(member.to_string()),
+                    None => drop(same.insert(member.to_string())),
                 }
             }
         }
         forget_changing(&mut object);
         rules.push(object.to_string());
     }
-    let implied: Vec<String> = read
+    let implied: BTreeSet<String> = read
         .elements
         .0
         .iter()
@@ -178,12 +178,8 @@ pub fn read(listing: &Value) -> Listing {
         .filter_map(|(_, key)| serde_json::to_value(NamedExpression::Concat(key)).ok())
         .map(|member| member.to_string())
         .collect();
-    let mut stray: Vec<_> = same.iter().filter(|member| !implied.contains(member)).cloned().collect();
-    stray.extend(
-        implied.iter().filter(|member| !same.contains(member)).map(|member| format!("missing {member}")),
-    );
-    stray.sort();
-    rules.append(&mut stray);
+    rules.extend(same.difference(&implied).cloned());
+    rules.extend(implied.difference(&same).map(|member| format!("missing {member}")));
     read.rules = rules.join("\n");
     read
 }
@@ -568,3 +564,6 @@ fn discard() -> Statement<'static> {
 fn jump(target: &'static str) -> Statement<'static> {
     Statement::Jump(JumpTarget { target: target.into() })
 }
+
+#[cfg(test)]
+mod test;

@@ -49,6 +49,7 @@ impl<K: Kernel> Reconciler<K> {
         self.warn_of_strays(&desired, &observed);
         self.remove_deleted(&desired, &observed).await?;
         // Without its rules in force no link may come up.
+        let desired = self.desired();
         let rules = self.rules(&desired, &observed, writer).await;
         let observed = self.0.kernel.observe(&Scope::All).await?;
         for network in desired.networks.values().filter(|n| !n.deleting) {
@@ -93,7 +94,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    fn publish(&self, resource: String, result: Result<(), Fault>) {
+    pub(super) fn publish(&self, resource: String, result: Result<(), Fault>) {
         let state = match result {
             Ok(()) => State::Ready,
             Err(fault) => {
@@ -125,7 +126,10 @@ impl<K: Kernel> Reconciler<K> {
                 Err(fault) => self.publish(port.resource(), Err(fault)),
             }
         }
-        for network in desired.networks.values().filter(|n| n.deleting) {
+        // A network outlasts its ports, or nobody could name them any more.
+        let emptied =
+            |network: &&Network| ports_of(desired, &network.name).all(|port| ports.contains(&port.key()));
+        for network in desired.networks.values().filter(|n| n.deleting).filter(emptied) {
             match self.bring_network(desired, network, observed).await {
                 Ok(()) => networks.push(network.name.clone()),
                 Err(fault) => self.publish(network.resource(), Err(fault)),
@@ -143,18 +147,13 @@ impl<K: Kernel> Reconciler<K> {
         self.apply(&desired.plan_port(port, observed)?, observed).await
     }
 
-    /// Writes tables and sysctls for what is recorded now.
+    /// Writes tables and sysctls for `desired`.
     pub(super) async fn rules(
         &self,
         desired: &Desired,
         observed: &Observed,
         writer: &mut super::Writer,
     ) -> Result<(), Fault> {
-        let desired = Desired {
-            networks: self.read().desired.networks.clone(),
-            ports: self.read().desired.ports.clone(),
-            ..desired.clone()
-        };
         let plan = desired.plan_tables(observed, writer.digest.as_deref())?;
         self.apply(&plan, observed).await?;
         self.apply(&desired.plan_sysctls(observed), observed).await?;
@@ -190,6 +189,16 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     pub(super) fn port_keys_of(&self, network: &Name) -> Vec<PortKey> {
-        self.read().desired.ports.keys().filter(|key| key.0 == *network).cloned().collect()
+        ports_of(&self.read().desired, network).map(Port::key).collect()
     }
+}
+
+/// The ports of one network, at a cost that does not grow with those of others.
+pub(super) fn ports_of<'a>(desired: &'a Desired, network: &'a Name) -> impl Iterator<Item = &'a Port> {
+    let least: Name = "0".parse().expect("a digit is a name, and none sorts before it");
+    desired
+        .ports
+        .range((network.clone(), least)..)
+        .map(|(_, port)| port)
+        .take_while(move |port| port.network == *network)
 }

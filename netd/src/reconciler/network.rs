@@ -1,6 +1,6 @@
 //! Creating and deleting networks.
 
-use super::{NetworkView, Reconciler, not_converged};
+use super::{NetworkView, Reconciler, converge::ports_of, not_converged};
 use crate::{
     alloc,
     kernel::{Kernel, Observed, Scope},
@@ -110,7 +110,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         if let Err(fault) = undone.await {
             tracing::error!(network = %deleting.name, error = fault.chain(), "cannot undo a failed create");
-            self.set_state(deleting.resource(), State::Degraded(fault.chain()));
+            self.publish(deleting.resource(), Err(fault));
         }
     }
 
@@ -158,10 +158,15 @@ impl<K: Kernel> Reconciler<K> {
                 records.desired.ports.insert(port.key(), port.clone());
             }
         }
-        self.lower(std::slice::from_ref(name), &keys, &mut writer).await
+        let result = self.lower(std::slice::from_ref(name), &keys, &mut writer).await;
+        if let Err(fault) = &result {
+            self.publish(format!("networks/{name}"), Err(fault.clone()));
+        }
+        result
     }
 
-    /// Removes links of objects that are being deleted, forgets them, and takes their rules out.
+    /// Removes links of objects that are being deleted, takes their rules out, and forgets them: last, so that
+    /// whatever fails before is tried again.
     async fn lower(
         &self,
         networks: &[Name],
@@ -182,15 +187,18 @@ impl<K: Kernel> Reconciler<K> {
                 return Err(not_converged(&network.resource(), first));
             }
         }
-        self.forget(networks, ports).await?;
-        self.rules(&self.desired(), &after, writer).await
+        let mut rest = desired;
+        rest.networks.retain(|name, _| !networks.contains(name));
+        rest.ports.retain(|key, _| !ports.contains(key));
+        self.rules(&rest, &after, writer).await?;
+        self.forget(networks, ports).await
     }
 }
 
 fn view(records: &super::Records, network: &Network) -> NetworkView {
     NetworkView {
         state: records.states.get(&network.resource()).cloned().unwrap_or(State::Pending),
-        ports: records.desired.ports.keys().filter(|key| key.0 == network.name).count(),
+        ports: ports_of(&records.desired, &network.name).count(),
         network: network.clone(),
     }
 }

@@ -102,13 +102,13 @@ impl<K: Kernel> Reconciler<K> {
         self.put_port(&port).await?;
         if let Err(fault) = self.raise_port(&port, &network, &observed, &mut writer).await {
             let deleting = Port { deleting: true, ..port };
-            if let Err(undo) = self.lower_port(&deleting).await {
+            if let Err(undo) = self.lower_port(&deleting, &mut writer).await {
                 tracing::error!(
                     port = deleting.resource(),
                     error = undo.chain(),
                     "cannot undo a failed create"
                 );
-                self.set_state(deleting.resource(), State::Degraded(undo.chain()));
+                self.publish(deleting.resource(), Err(undo));
             }
             return Err(fault);
         }
@@ -167,7 +167,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     async fn delete_port_locked(&self, key: &PortKey, uid: Option<Uuid>, caller: u32) -> Result<(), Fault> {
-        let _writer = self.lock().await;
+        let mut writer = self.lock().await;
         let port = self.port(&key.0, &key.1)?.port;
         if uid.is_some_and(|uid| uid != port.uid) {
             return Err(port_not_found(&key.0, &key.1));
@@ -180,18 +180,30 @@ impl<K: Kernel> Reconciler<K> {
             )
             .hint("ask its owner, or do it as root"));
         }
-        self.lower_port(&Port { deleting: true, updated: Timestamp::now(), ..port }).await
+        let port = Port { deleting: true, updated: Timestamp::now(), ..port };
+        let result = self.lower_port(&port, &mut writer).await;
+        if let Err(fault) = &result {
+            self.publish(port.resource(), Err(fault.clone()));
+        }
+        result
     }
 
     /// Records the delete, removes the link, then its members of the sets, then the record.
-    async fn lower_port(&self, port: &Port) -> Result<(), Fault> {
+    async fn lower_port(&self, port: &Port, writer: &mut super::Writer) -> Result<(), Fault> {
         self.put_port(port).await?;
         let network = self.network(&port.network)?.network;
         let desired = self.around(port, &network);
         let observed = self.0.kernel.observe(&scope(port, &network)).await?;
         self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
         let remove = desired.port_elements(port);
-        self.0.kernel.apply(&Action::ChangeElements { remove, add: Elements::default() }).await?;
+        let change = Action::ChangeElements { remove, add: Elements::default() };
+        if let Err(fault) = self.0.kernel.apply(&change).await {
+            // Somebody may have removed our tables: put everything right, which finishes this delete as well.
+            writer.digest = None;
+            self.converge_locked(writer).await?;
+            let unfinished = self.read().desired.ports.contains_key(&port.key());
+            return if unfinished { Err(fault) } else { Ok(()) };
+        }
         self.forget(&[], &[port.key()]).await
     }
 
