@@ -5,11 +5,13 @@
 
 mod exit;
 mod ops;
+mod records;
+mod show;
 
 use crate::{
     console::Console,
     machine::{self, Effect, Event, Stage, State},
-    model::{KIND_EXIT, KIND_RUN, KIND_VM, LastExit, Record, Run, Status, Vm},
+    model::{LastExit, Record, Run, Status, Vm},
     ports::Ports,
     qemu::{
         process::{Exit, Process},
@@ -19,10 +21,7 @@ use crate::{
 };
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ops::{Done, Op};
-use shared::{
-    fault::{Fault, Kind},
-    store,
-};
+use shared::fault::{Fault, Kind};
 use std::{future::pending, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -400,97 +399,6 @@ impl<P: Ports> Driver<P> {
         let killed = self.held.as_ref().map_or(Ok(()), |held| held.process.kill());
         if let Err(fault) = killed {
             tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot kill");
-        }
-    }
-
-    fn vm(&self) -> Arc<Vm> {
-        self.show.borrow().clone()
-    }
-
-    fn answer(&mut self, asker: Option<(Verb, Reply)>) {
-        self.publish();
-        if let Some((_, reply)) = asker {
-            let _ = reply.send(Ok(self.vm()));
-        }
-    }
-
-    fn refuse(&self, asker: Option<(Verb, Reply)>) {
-        let Some((verb, reply)) = asker else { return };
-        let hint = match (self.state, verb) {
-            (State::Paused, Verb::Start) => "resume it instead",
-            (State::Stopped | State::Failed, _) => "start it first",
-            (_, Verb::Delete) => "stop it first",
-            (State::Starting | State::Stopping(_), _) => "wait until it has settled, and try again",
-            (State::Running | State::Paused | State::Deleted, _) => "look at its state, and try again",
-        };
-        let fault = Fault::new(
-            Kind::FailedPrecondition,
-            "WRONG_STATE",
-            format!(
-                "machine `{}` is {} and cannot be {} in this state",
-                self.record.name,
-                self.state.name(),
-                verb.word()
-            ),
-        )
-        .meta("state", self.state.name())
-        .hint(hint);
-        let _ = reply.send(Err(fault));
-    }
-
-    /// Answers all who wait for the machine to run or to stand still.
-    fn settle(&mut self) {
-        self.publish();
-        let vm = self.vm();
-        for (verb, reply) in std::mem::take(&mut self.waiters) {
-            let answer = match (verb, self.state) {
-                (Verb::Start, State::Running | State::Paused) => Ok(Arc::clone(&vm)),
-                (Verb::Start, _) => Err(self.launch_fault.clone().unwrap_or_else(|| {
-                    Fault::new(Kind::Aborted, "STOPPED", "the machine was stopped while it was starting")
-                })),
-                _ => Ok(Arc::clone(&vm)),
-            };
-            let _ = reply.send(answer);
-        }
-    }
-
-    async fn forget(&mut self) -> Result<(), Fault> {
-        let name = self.record.name.as_str();
-        let ops = [KIND_VM, KIND_RUN, KIND_EXIT].map(|kind| store::Op::delete(kind, name)).to_vec();
-        self.context
-            .store
-            .commit(ops)
-            .await
-            .map_err(|e| e.context(format!("cannot delete machine `{name}`")))?;
-        self.context.releases.release(&start::port_names(&self.record)).await;
-        let folder = self.context.state_folder(&self.record.name);
-        if let Err(error) = std::fs::remove_dir_all(&folder)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(folder = %folder.display(), %error, "cannot remove the log of a deleted machine");
-        }
-        Ok(())
-    }
-
-    async fn record_exit(&mut self) {
-        let put = store::Op::put(KIND_EXIT, self.record.name.as_str(), &self.status.exit);
-        let result = match put {
-            Ok(op) => self.context.store.commit(vec![op]).await,
-            Err(fault) => Err(fault),
-        };
-        if let Err(fault) = result {
-            tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot record how a run ended");
-        }
-    }
-
-    fn publish(&mut self) {
-        self.status.state = self.state;
-        let before = self.show.borrow().status.clone();
-        self.status.revision = before.revision;
-        if self.status != before {
-            self.status.revision += 1;
-            let vm = Vm { record: self.record.clone(), status: self.status.clone() };
-            self.show.send_replace(Arc::new(vm));
         }
     }
 

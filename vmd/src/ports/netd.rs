@@ -16,6 +16,8 @@ use tonic::{Request, Response, Status, service::interceptor::InterceptedService,
 
 /// netd answers in milliseconds; more than this and it hangs.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// What netd is told: later than our own, which has the better words.
+const TOLD_DEADLINE: Duration = Duration::from_secs(6);
 
 type Netd = InterceptedService<Channel, Inject>;
 
@@ -73,7 +75,7 @@ impl NetdPorts {
 
 fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.set_timeout(DEADLINE);
+    request.set_timeout(TOLD_DEADLINE);
     request
 }
 

@@ -10,15 +10,20 @@ use shared::{
     store::{Op, Store},
 };
 use std::{collections::BTreeMap, time::Duration};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio_util::sync::CancellationToken;
 
 /// Store kind of `PortRecord`; the id is the port's resource name.
 pub const KIND_PORT: &str = "port";
 /// How long the end of a machine may wait for one port.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a start may wait for one port.
+const CREATE: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// Resource names and, where they are known, uids.
+type Pending = BTreeMap<String, Option<String>>;
 
 /// A port that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,14 +41,14 @@ pub struct Releases<P> {
     ports: P,
     /// Ports to be deleted. Held across a delete, so that a port which is made anew under the same name cannot be
     /// hit by an old delete.
-    pending: Mutex<BTreeMap<String, Option<String>>>,
+    pending: Mutex<Pending>,
     wake: Notify,
 }
 
 impl<P: Ports> Releases<P> {
     /// With the ports whose machines do not run, `orphans`, to be deleted first.
     #[must_use]
-    pub fn new(store: Store, ports: P, orphans: BTreeMap<String, Option<String>>) -> Self {
+    pub fn new(store: Store, ports: P, orphans: Pending) -> Self {
         Self { store, ports, pending: Mutex::new(orphans), wake: Notify::new() }
     }
 
@@ -52,12 +57,21 @@ impl<P: Ports> Releases<P> {
     /// # Errors
     /// What the store or netd say. The record stays: `release` it.
     pub async fn create(&self, request: &PortRequest) -> Result<Port, Fault> {
-        let mut pending = self.pending.lock().await;
-        let record = PortRecord { vm: request.vm.clone(), uid: None };
-        self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
-        pending.remove(&request.resource);
-        drop(pending);
-        let port = self.ports.create(request).await?;
+        // All of it in one deadline: a delete that waits for a hanging netd holds the lock.
+        let made = tokio::time::timeout(CREATE, async {
+            let mut pending = self.pending.lock().await;
+            let record = PortRecord { vm: request.vm.clone(), uid: None };
+            self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
+            pending.remove(&request.resource);
+            drop(pending);
+            self.ports.create(request).await
+        });
+        let port = made.await.unwrap_or_else(|_| {
+            let message =
+                format!("netd did not make port `{}` within {} s", request.resource, CREATE.as_secs());
+            Err(Fault::new(Kind::Unavailable, "NETD_TIMEOUT", message)
+                .hint("netd runs but does not answer: look at its log, or restart it"))
+        })?;
         let record = PortRecord { vm: request.vm.clone(), uid: Some(port.uid.clone()) };
         self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
         Ok(port)
@@ -65,14 +79,30 @@ impl<P: Ports> Releases<P> {
 
     /// Deletes ports now if netd is there, and later if it is not. Their uids are those recorded.
     pub async fn release(&self, resources: &[String]) {
+        let Some(mut pending) = self.note(resources).await else { return };
+        if let Err(fault) = self.delete_all(&mut pending).await {
+            tracing::warn!(error = fault.chain(), "ports could not be deleted; it is tried again");
+            self.wake.notify_one();
+        }
+    }
+
+    /// Leaves the delete of ports to `run`, where netd is known not to answer.
+    pub async fn release_later(&self, resources: &[String]) {
+        if self.note(resources).await.is_some() {
+            self.wake.notify_one();
+        }
+    }
+
+    async fn note(&self, resources: &[String]) -> Option<MutexGuard<'_, Pending>> {
         if resources.is_empty() {
-            return;
+            return None;
         }
         let recorded: BTreeMap<String, PortRecord> = match self.store.load(KIND_PORT).await {
             Ok(loaded) => loaded.records.into_iter().collect(),
             Err(fault) => {
+                // The next vmd finds them in the records.
                 tracing::error!(error = fault.chain(), "cannot read which ports there are");
-                return;
+                return None;
             }
         };
         let mut pending = self.pending.lock().await;
@@ -81,10 +111,7 @@ impl<P: Ports> Releases<P> {
                 pending.insert(resource.clone(), record.uid.clone());
             }
         }
-        if let Err(fault) = self.delete_all(&mut pending).await {
-            tracing::warn!(error = fault.chain(), "ports could not be deleted; it is tried again");
-            self.wake.notify_one();
-        }
+        Some(pending)
     }
 
     /// Deletes what could not be deleted at once, until `stop`.
@@ -105,7 +132,7 @@ impl<P: Ports> Releases<P> {
     }
 
     /// Stops at the first sign that netd is not there; one port that netd refuses to delete does not stop the rest.
-    async fn delete_all(&self, pending: &mut BTreeMap<String, Option<String>>) -> Result<(), Fault> {
+    async fn delete_all(&self, pending: &mut Pending) -> Result<(), Fault> {
         let mut result = Ok(());
         for (resource, uid) in pending.clone() {
             let deleted = tokio::time::timeout(PATIENCE, self.ports.delete(&resource, uid.as_deref()))
@@ -143,7 +170,7 @@ mod test {
         store.load::<PortRecord>(KIND_PORT).await.unwrap().records.len()
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_port_that_cannot_be_deleted_is_deleted_when_netd_is_back() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();

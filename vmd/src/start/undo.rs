@@ -6,7 +6,10 @@ use crate::{
     ports::Ports,
     qemu::{files::printable_path, process::Process, stderr::Stderr},
 };
-use shared::{fault::Fault, store::Op};
+use shared::{
+    fault::{Fault, Kind},
+    store::Op,
+};
 use std::time::Duration;
 
 /// SIGKILL takes effect at once, unless the process hangs in the kernel.
@@ -48,7 +51,11 @@ impl Undo {
         if self.folder {
             remove_folder(context, record);
         }
-        context.releases.release(&self.ports).await;
+        if fault.kind() == Kind::Unavailable {
+            context.releases.release_later(&self.ports).await;
+        } else {
+            context.releases.release(&self.ports).await;
+        }
         for trouble in trouble {
             tracing::error!(vm = %record.name, trouble, "a failed start could not be taken back as a whole");
             fault = fault.hint(format!("taking the start back failed too: {trouble}"));
@@ -97,7 +104,7 @@ pub async fn clean_up<P: Ports>(context: &Context<P>, record: &Record, ops: Vec<
 mod test {
     use super::*;
     use crate::model::{Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Spec};
-    use shared::{fault::Kind, time::Timestamp};
+    use shared::time::Timestamp;
 
     #[test]
     fn qemus_words_name_disks_as_the_client_did() {
