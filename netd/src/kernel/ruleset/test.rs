@@ -1,1 +1,313 @@
+//! The rules as they are written, and as nft prints them.
+//!
+//! `testdata/ruleset.json` is the transaction for `example()`, one object a line; `testdata/listing-*.json` is what
+//! nft 1.0.6 prints after it. All are written anew by `cargo test -p netd -- --exact` of the first test with
+//! `NETD_WRITE_TESTDATA=1`; read the difference before committing it.
 
+use super::*;
+use proptest::prelude::*;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+use serde_json::json;
+use std::{
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
+
+/// Every sort of element once.
+fn example() -> Elements {
+    let name = |text: &str| text.parse().unwrap();
+    Elements(BTreeSet::from([
+        Element::IsolatedBridge(name("kvb-lab")),
+        Element::GuestBridge(name("kvb-lan")),
+        Element::GuestBridge(name("kvb-wan")),
+        Element::NatBridge(name("kvb-lan")),
+        Element::RoutedBridge(name("kvb-wan")),
+        Element::AnyUplink(name("kvb-lan")),
+        Element::Uplink(name("kvb-wan"), name("eth1")),
+        Element::Subnet4(name("kvb-lan"), "192.168.100.0/24".parse().unwrap()),
+        Element::Subnet4(name("kvb-wan"), "203.0.113.0/25".parse().unwrap()),
+        Element::Subnet6(name("kvb-lan"), "fd00:1::/64".parse().unwrap()),
+        Element::Gateway4(name("kvb-lan"), "192.168.100.1".parse().unwrap()),
+        Element::Gateway6(name("kvb-lan"), "fd00:1::1".parse().unwrap()),
+        Element::FilteredTap(name("kvp-web")),
+        Element::TapMac(name("kvp-web"), "52:54:00:12:34:56".parse().unwrap()),
+        Element::IsolatedTap(name("kvp-quiet")),
+    ]))
+}
+
+fn testdata(file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/kernel/testdata").join(file)
+}
+
+/// One object a line.
+fn lines(value: &Value) -> String {
+    let objects = value.pointer("/nftables").and_then(Value::as_array).expect("nft's own form");
+    let lines: Vec<_> = objects.iter().map(|object| format!("    {object}")).collect();
+    format!("{{\n  \"nftables\": [\n{}\n  ]\n}}\n", lines.join(",\n"))
+}
+
+/// Compares with a file, or writes it if told to.
+fn assert_same_as_file(file: &str, now: &str) {
+    if std::env::var_os("NETD_WRITE_TESTDATA").is_some() {
+        fs::write(testdata(file), now).unwrap();
+    }
+    // By value: whether serde_json keeps the order of keys depends on what else is built with it.
+    let objects = |text: &str| -> Vec<Value> {
+        serde_json::from_str::<Value>(text).unwrap()["nftables"].as_array().unwrap().clone()
+    };
+    let (golden, now) = (objects(&fs::read_to_string(testdata(file)).unwrap()), objects(now));
+    for (at, (golden, now)) in golden.iter().zip(&now).enumerate() {
+        assert_eq!(golden, now, "{file}, object {at}");
+    }
+    assert_eq!(golden.len(), now.len(), "{file}");
+}
+
+fn listing(file: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(testdata(file)).unwrap()).unwrap()
+}
+
+fn json_of(batch: Batch<'static>) -> Value {
+    serde_json::to_value(batch.to_nftables()).unwrap()
+}
+
+/// Runs `work` on a thread in a network namespace of its own.
+fn in_own_netns<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(|| {
+        // SAFETY: the thread shares no descriptor table after this than before; a network namespace has no effect
+        // on memory.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+            .expect("this test needs CAP_SYS_ADMIN for a network namespace of its own: run it as root");
+        work()
+    });
+    thread.join().expect("see the panic above")
+}
+
+fn nft(arguments: &[&str], input: &Value) -> Value {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("this test needs nft");
+    let stdin = child.stdin.take();
+    // nft does not read what it was not told to.
+    if !input.is_null() {
+        stdin.unwrap().write_all(input.to_string().as_bytes()).unwrap();
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+}
+
+fn load(batch: Batch<'static>) {
+    nft(&["-j", "-f", "-"], &json_of(batch));
+}
+
+fn list(family: &str) -> Value {
+    nft(&["-j", "list", "table", family, TABLE], &Value::Null)
+}
+
+/// Both tables read back.
+fn read_both() -> (Listing, Listing) {
+    (read(&list("bridge")), read(&list("inet")))
+}
+
+#[test]
+fn the_transaction_and_its_listings_are_the_recorded_ones() {
+    assert_same_as_file("ruleset.json", &lines(&json_of(replace(INSTANCE, &example()))));
+    let (bridge, inet) = in_own_netns(|| {
+        load(replace(INSTANCE, &example()));
+        (list("bridge"), list("inet"))
+    });
+    for (file, mut listing) in [("listing-bridge.json", bridge), ("listing-inet.json", inet)] {
+        // Handles and the release name differ from host to host.
+        forget_changing(&mut listing);
+        listing
+            .pointer_mut("/nftables")
+            .and_then(Value::as_array_mut)
+            .unwrap()
+            .retain(|o| o.get("metainfo").is_none());
+        // The order of a set's members is the kernel's.
+        for object in listing.pointer_mut("/nftables").and_then(Value::as_array_mut).unwrap() {
+            if let Some(members) = object.pointer_mut("/set/elem").and_then(Value::as_array_mut) {
+                members.sort_by_key(Value::to_string);
+            }
+        }
+        assert_same_as_file(file, &lines(&listing));
+    }
+}
+
+#[test]
+fn nft_takes_the_transaction_twice_and_prints_what_was_asked() {
+    let (first, second) = in_own_netns(|| {
+        nft(&["-j", "-c", "-f", "-"], &json_of(replace(INSTANCE, &example())));
+        load(replace(INSTANCE, &example()));
+        let first = read_both();
+        load(replace(INSTANCE, &example()));
+        (first, read_both())
+    });
+    assert_eq!(first, second, "the rules read the same every time they are written");
+    for listing in [&first.0, &first.1] {
+        assert_eq!(listing.instance.as_deref(), Some(INSTANCE));
+    }
+    let both = Elements(first.0.elements.0.union(&first.1.elements.0).cloned().collect());
+    assert_eq!(both, example());
+}
+
+#[test]
+fn members_come_and_go_in_a_running_table() {
+    let (rules_only, full, emptied, again) = in_own_netns(|| {
+        load(replace(INSTANCE, &Elements::default()));
+        let rules_only = read_both();
+        load(change(&Elements::default(), &example()));
+        // Present ones are passed over, and so are missing ones that are removed.
+        load(change(&Elements::default(), &example()));
+        let full = read_both();
+        load(change(&example(), &Elements::default()));
+        load(change(&example(), &Elements::default()));
+        let emptied = read_both();
+        load(change(&example(), &example()));
+        let again = read_both();
+        load(remove());
+        load(remove());
+        let left = nft(&["-j", "list", "ruleset"], &Value::Null);
+        assert_eq!(left["nftables"].as_array().map(Vec::len), Some(1), "{left}");
+        (rules_only, full, emptied, again)
+    });
+    assert_eq!(rules_only.0.rules, full.0.rules, "members do not show in the rules");
+    assert_eq!(rules_only.1.rules, full.1.rules, "members do not show in the rules");
+    assert_eq!(rules_only, emptied);
+    assert_eq!(full, again);
+}
+
+#[test]
+fn recorded_listings_read_as_the_example() {
+    let bridge = read(&listing("listing-bridge.json"));
+    let inet = read(&listing("listing-inet.json"));
+    assert_eq!(Elements(bridge.elements.0.union(&inet.elements.0).cloned().collect()), example());
+    assert_eq!((bridge.instance.as_deref(), inet.instance.as_deref()), (Some(INSTANCE), Some(INSTANCE)));
+}
+
+/// Where in the listing the first object of that sort and name is.
+fn find<'a>(listing: &'a mut Value, sort: &str, wanted: impl Fn(&Value) -> bool) -> &'a mut Value {
+    let objects = listing.pointer_mut("/nftables").and_then(Value::as_array_mut).unwrap();
+    objects
+        .iter_mut()
+        .filter_map(|object| object.get_mut(sort))
+        .find(|object| wanted(object))
+        .expect("is there")
+}
+
+/// What `read` makes of the recorded inet listing after a change.
+fn after(change: impl FnOnce(&mut Value)) -> Listing {
+    let mut changed = listing("listing-inet.json");
+    change(&mut changed);
+    read(&changed)
+}
+
+#[test]
+fn counters_and_handles_are_no_difference() {
+    let same = after(|listing| {
+        let rule = find(listing, "rule", |rule| rule.to_string().contains("counter"));
+        rule["handle"] = json!(4711);
+        let counter =
+            rule["expr"].as_array_mut().unwrap().iter_mut().find_map(|e| e.get_mut("counter")).unwrap();
+        *counter = json!({"packets": 12, "bytes": 3456});
+        let metainfo = json!({"metainfo": {"version": "9.9.9"}});
+        listing["nftables"].as_array_mut().unwrap().insert(0, metainfo);
+    });
+    assert_eq!(same, read(&listing("listing-inet.json")));
+}
+
+#[test]
+fn every_change_of_the_rules_is_a_difference() {
+    let good = read(&listing("listing-inet.json"));
+    let changed = |what: &str, change: &dyn Fn(&mut Value)| {
+        let now = after(change);
+        assert_ne!(now.rules, good.rules, "{what}");
+    };
+    let accept_all = json!({"rule": {"family": "inet", "table": TABLE, "chain": "kv_forward", "expr": [{"accept": null}]}});
+    changed("a rule added", &|l| l["nftables"].as_array_mut().unwrap().push(accept_all.clone()));
+    changed("a rule removed", &|l| drop(l["nftables"].as_array_mut().unwrap().pop()));
+    changed("two rules exchanged", &|l| {
+        let objects = l["nftables"].as_array_mut().unwrap();
+        let last = objects.len() - 1;
+        objects.swap(last, last - 1);
+    });
+    changed("a drop made an accept", &|l| {
+        let rule = find(l, "rule", |rule| rule.to_string().contains("drop"));
+        let statement = rule["expr"].as_array_mut().unwrap().last_mut().unwrap();
+        *statement = json!({"accept": null});
+    });
+    changed("a policy", &|l| find(l, "chain", |c| c["name"] == "kv_forward")["policy"] = json!("drop"));
+    changed("a priority", &|l| find(l, "chain", |c| c["name"] == "kv_forward")["prio"] = json!(10));
+    changed("the flags of a set", &|l| {
+        find(l, "set", |s| s["name"] == "kv_guest")["flags"] = json!(["timeout"])
+    });
+    // `kv_same` is implied by others: what is missing or too much there shows in the rules.
+    changed("a member of kv_same removed", &|l| {
+        drop(find(l, "set", |s| s["name"] == "kv_same")["elem"].as_array_mut().unwrap().pop());
+    });
+    changed("a member of kv_same added", &|l| {
+        let pair = json!({"concat": ["eth0", "eth1"]});
+        find(l, "set", |s| s["name"] == "kv_same")["elem"].as_array_mut().unwrap().push(pair);
+    });
+    changed("a member that is not ours", &|l| {
+        let set = find(l, "set", |s| s["name"] == "kv_guest");
+        set["elem"].as_array_mut().unwrap().push(json!("a name that is no name"));
+    });
+    let fewer = after(|l| {
+        let set = find(l, "set", |s| s["name"] == "kv_routed");
+        set["elem"].as_array_mut().unwrap().clear();
+    });
+    assert_eq!(fewer.rules, good.rules, "a member of another set is no rule");
+    assert_eq!(good.elements.0.difference(&fewer.elements.0).count(), 1);
+}
+
+#[test]
+fn a_table_without_our_mark_has_no_instance() {
+    let foreign = after(|l| {
+        l["nftables"].as_array_mut().unwrap().retain(|object| !object.to_string().contains(MARK));
+    });
+    assert_eq!(foreign.instance, None);
+}
+
+prop_compose! {
+    fn any_element()(sort in 0..13_usize, a in "[a-z][a-z0-9.-]{0,14}", b in "[a-z][a-z0-9.-]{0,14}", ip in any::<u32>(), ip6 in any::<u128>(), len in 1..=32_u8, mac in any::<[u8; 5]>()) -> Element {
+        let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
+        let v4 = Ipv4Addr::from(ip);
+        let v6 = Ipv6Addr::from(ip6);
+        match sort {
+            0 => Element::IsolatedBridge(a),
+            1 => Element::GuestBridge(a),
+            2 => Element::NatBridge(a),
+            3 => Element::RoutedBridge(a),
+            4 => Element::AnyUplink(a),
+            5 => Element::Uplink(a, b),
+            6 => Element::Subnet4(a, Ipv4Net::new(v4, len).unwrap().trunc()),
+            7 => Element::Subnet6(a, Ipv6Net::new(v6, len * 4).unwrap().trunc()),
+            8 => Element::Gateway4(a, v4),
+            9 => Element::Gateway6(a, v6),
+            10 => Element::FilteredTap(a),
+            11 => Element::TapMac(a, Mac::from_bytes([2, mac[0], mac[1], mac[2], mac[3], mac[4]]).unwrap()),
+            _ => Element::IsolatedTap(a),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_reads_back(element_ in any_element()) {
+        for (set, key) in members(&element_) {
+            let one = by_set(&Elements([element_.clone()].into())).remove(set).unwrap().remove(0);
+            let read = element(set, &serde_json::to_value(one).unwrap());
+            prop_assert_eq!(read, (set != "kv_same").then(|| element_.clone()), "{} {:?}", set, key);
+        }
+    }
+}
