@@ -237,4 +237,5 @@ fn fixture() -> (TempDir, FakeKernel, Process) {
 
 mod failing;
 mod ordinary;
+mod real;
 mod restart;
