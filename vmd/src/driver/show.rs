@@ -58,6 +58,10 @@ impl<P: Ports> Driver<P> {
     }
 
     pub(super) fn publish(&mut self) {
+        // Watchers hear of that by the end of the watch.
+        if self.state == State::Deleted {
+            return;
+        }
         self.status.state = self.state;
         let before = self.show.borrow().status.clone();
         self.status.revision = before.revision;

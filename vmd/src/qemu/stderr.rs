@@ -14,7 +14,8 @@ use std::{
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, sync::oneshot, task::JoinHandle};
 
 const SEGMENT: u64 = 64 << 10;
-const FILE: &str = "qemu";
+/// Name of the log in the machine's state folder, before the offset.
+pub const FILE: &str = "qemu";
 const FIFO: &str = "stderr";
 /// How much of the end an error quotes.
 const QUOTED_LINES: usize = 4;

@@ -40,7 +40,9 @@ impl Undo {
         if let Some(stderr) = self.stderr {
             let words = stderr.finish().await;
             if !words.is_empty() {
-                fault = with_words(fault, &words, record);
+                let log = context.state_folder(&record.name).join(crate::qemu::stderr::FILE);
+                fault = with_words(fault, &words, record)
+                    .hint(format!("all that QEMU said is in {}.*", log.display()));
             }
         }
         if self.recorded
