@@ -129,7 +129,10 @@ fn world() -> World {
         guest.gateways(&gateways);
         if network == "isolated" {
             // There is no gateway to resolve: a hostile guest sends to the bridge's own MAC.
-            let bridge = host.netns.json("ip -j link show kvb-isolated")[0]["address"].as_str().expect("MAC").to_owned();
+            let bridge = host.netns.json("ip -j link show kvb-isolated")[0]["address"]
+                .as_str()
+                .expect("MAC")
+                .to_owned();
             for gateway in gateways {
                 guest.netns.sh(&format!("ip neigh replace {gateway} lladdr {bridge} dev eth0 nud permanent"));
             }
@@ -207,7 +210,8 @@ impl World {
         let mut leaks = Vec::new();
         for node in &self.nodes {
             for (message, from) in node.seen.lock().expect("seen").iter() {
-                let (sender, rest) = message.split_once(": ").expect("round").1.split_once(" to ").expect("sender");
+                let (sender, rest) =
+                    message.split_once(": ").expect("round").1.split_once(" to ").expect("sender");
                 let target = rest.split_once(' ').expect("target").0;
                 if !allowed(sender, target) {
                     leaks.push(format!("{} got `{message}` from {from}", node.name));
@@ -267,9 +271,21 @@ fn services(world: &World) {
         [53, 8080].into_iter().map(|port| TcpListener::bind(("::", port)).expect("listen")).collect()
     });
     for (guest, own, others) in [
-        ("nat-a", ["10.61.0.1", "fd00:61::1"], ["10.63.0.1", "10.99.0.2", "2001:db8:63::1", "2001:db8:99::2"]),
-        ("routed-a", ["10.63.0.1", "2001:db8:63::1"], ["10.61.0.1", "10.99.0.2", "fd00:61::1", "2001:db8:99::2"]),
-        ("isolated-a", ["10.62.0.1", "fd00:62::1"], ["10.61.0.1", "10.99.0.2", "fd00:61::1", "2001:db8:99::2"]),
+        (
+            "nat-a",
+            ["10.61.0.1", "fd00:61::1"],
+            ["10.63.0.1", "10.99.0.2", "2001:db8:63::1", "2001:db8:99::2"],
+        ),
+        (
+            "routed-a",
+            ["10.63.0.1", "2001:db8:63::1"],
+            ["10.61.0.1", "10.99.0.2", "fd00:61::1", "2001:db8:99::2"],
+        ),
+        (
+            "isolated-a",
+            ["10.62.0.1", "fd00:62::1"],
+            ["10.61.0.1", "10.99.0.2", "fd00:61::1", "2001:db8:99::2"],
+        ),
     ] {
         let netns = &world.guests[guest].netns;
         let isolated = guest == "isolated-a";

@@ -397,7 +397,10 @@ fn takeover(
             )
             .hint(format!("take it out with `ip link set {uplink} nomaster`")));
         }
-        None => actions.push(Action::SetMaster(uplink.clone(), Some(name.clone()))),
+        None => {
+            actions.push(Action::SetMaster(uplink.clone(), Some(name.clone())));
+            actions.push(Action::CopyNeighbours { from: uplink.clone(), to: name.clone() });
+        }
     }
     if !nic.up {
         actions.push(Action::SetUp(uplink.clone(), true));
@@ -423,6 +426,10 @@ fn give_back(network: &Network, observed: &Observed, bridge: Option<&Link>, acti
     let Some(nic) = observed.links.get(uplink) else { return };
     if !nic.up && state.was_up {
         actions.push(Action::SetUp(uplink.clone(), true));
+    }
+    if nic.master.as_ref() == Some(&network.bridge) {
+        // While the NIC is a port, answers to its own questions arrive at the bridge.
+        actions.push(Action::CopyNeighbours { from: network.bridge.clone(), to: uplink.clone() });
     }
     let missing: Vec<_> = state.addresses.iter().filter(|a| !has_address(Some(nic), a)).collect();
     for address in &missing {

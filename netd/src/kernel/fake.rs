@@ -13,7 +13,7 @@ use shared::{
     mac::Mac,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -306,15 +306,15 @@ impl Host {
 
     /// Those that the real one reads: host-wide ones, and `accept_ra` where the link's group is not ours.
     fn observed_sysctls(&self) -> BTreeMap<String, String> {
-        let ours: Vec<String> = self
+        let ours: BTreeSet<String> = self
             .links
             .iter()
-            .filter(|(_, link)| link.group == LINK_GROUP && link.kind != LinkKind::Bridge)
+            .filter(|(_, link)| link.group == LINK_GROUP)
             .map(|(name, _)| plan::accept_ra(name))
             .collect();
         self.sysctls
             .iter()
-            .filter(|(key, _)| !ours.contains(key))
+            .filter(|(key, _)| !ours.contains(*key))
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect()
     }
@@ -367,6 +367,10 @@ impl Host {
             }
             Action::AddAddress(name, address) => self.add_address(name, address, action)?,
             Action::DeleteAddress(name, address) => self.delete_address(name, address, action)?,
+            Action::CopyNeighbours { from, to } => {
+                self.get(from, action)?;
+                self.get(to, action)?;
+            }
             Action::AddRoute(name, route) => self.add_route(name, route, action)?,
             Action::DeleteRoute(name, route) => {
                 self.get(name, action)?;

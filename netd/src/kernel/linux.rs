@@ -4,12 +4,12 @@ use super::{
     Action, BridgeProfile, Kernel, Link, Observed, Scope, TapSpec,
     link::{self, RawLink},
     nft,
-    route::{address_message, parse_address, parse_route, route_message},
+    route::{address_message, is_local_route, parse_address, parse_route, route_message},
     ruleset, sysctl,
     tap::Tap,
 };
 use crate::{
-    model::{IfName, LINK_GROUP},
+    model::{Address, IfName, LINK_GROUP},
     plan,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -19,18 +19,27 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{BridgeStpState, LinkMessage},
-        neighbour::{NeighbourFlags, NeighbourState},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::RouteMessage,
     },
 };
 use shared::fault::{Fault, Kind};
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 /// errno values that mean "it is as it should be already".
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EADDRNOTAVAIL: i32 = 99;
 const ESRCH: i32 = 3;
+
+/// How long the kernel may take to put an IPv6 address into use, and how often to look.
+const ADDRESS_LIMIT: Duration = Duration::from_secs(5);
+const ADDRESS_PAUSE: Duration = Duration::from_millis(1);
 
 /// The kernel of the network namespace that the process runs in.
 #[derive(Clone, Debug)]
@@ -244,11 +253,87 @@ impl LinuxKernel {
         Ok(())
     }
 
+    async fn add_address(&self, name: &IfName, address: &Address) -> Result<(), Fault> {
+        let index = self.index(name).await?;
+        let failed = |e| refused(format!("cannot add {} to `{name}`", address.net), e);
+        let mut request = self.netlink.address().add(index, IpAddr::from([0, 0, 0, 0]), 0).replace();
+        *request.message_mut() = address_message(index, address);
+        settled(request.execute().await, &[EEXIST]).map_err(failed)?;
+        if address.net.addr().is_ipv4() {
+            return Ok(());
+        }
+        // The kernel takes an IPv6 address into use from a work queue (addrconf_dad_work), even without duplicate
+        // detection. Until then packets to it are not for this host.
+        let deadline = Instant::now() + ADDRESS_LIMIT;
+        while !self.is_local(index, address.net.addr()).await.map_err(failed)? {
+            if Instant::now() > deadline {
+                return Err(Fault::new(
+                    Kind::Internal,
+                    "ADDRESS_UNUSED",
+                    format!("the kernel does not take {} into use on `{name}`", address.net),
+                ));
+            }
+            tokio::time::sleep(ADDRESS_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Whether packets to an IPv6 address of a link are for this host.
+    async fn is_local(&self, index: u32, address: IpAddr) -> Result<bool, rtnetlink::Error> {
+        let all = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+        let mut routes = self.netlink.route().get(all).execute();
+        let mut found = false;
+        while let Some(message) = routes.try_next().await? {
+            found |= is_local_route(&message, index, address);
+        }
+        Ok(found)
+    }
+
+    async fn copy_neighbours(&self, from: &IfName, to: &IfName) -> Result<(), Fault> {
+        let (source, target) = (self.index(from).await?, self.index(to).await?);
+        let mut dump = self.netlink.neighbours().get().execute();
+        while let Some(message) =
+            dump.try_next().await.map_err(|e| refused("cannot list the neighbours", e))?
+        {
+            let Some((address, mac)) = neighbour(&message).filter(|_| message.header.ifindex == source)
+            else {
+                continue;
+            };
+            let request = self.netlink.neighbours().add(target, address).link_layer_address(&mac);
+            request
+                .state(NeighbourState::Stale)
+                .replace()
+                .execute()
+                .await
+                .map_err(|e| refused(format!("cannot make {address} known on `{to}`"), e))?;
+        }
+        Ok(())
+    }
+
     async fn delete_link(&self, name: &IfName) -> Result<(), Fault> {
         let Some(message) = self.link(name).await? else { return Ok(()) };
         let result = self.netlink.link().del(message.header.index).execute().await;
         settled(result, &[ENODEV]).map_err(|e| refused(format!("cannot delete link `{name}`"), e))
     }
+}
+
+/// Address and MAC of a neighbour that has answered once.
+fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Vec<u8>)> {
+    use NeighbourState::{Delay, Probe, Reachable, Stale};
+    if !matches!(message.header.state, Delay | Probe | Reachable | Stale) {
+        return None;
+    }
+    let mut address = None;
+    let mut mac = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Some(bytes.clone()),
+            _ => {}
+        }
+    }
+    Some((address?, mac?))
 }
 
 /// Keys and values for a bridge. `arp_ignore`: 1 answers for addresses of that interface only, 8 for none.
@@ -335,18 +420,13 @@ impl Kernel for LinuxKernel {
                 };
                 self.set_link(name, builder, "plug or unplug").await
             }
-            Action::AddAddress(name, address) => {
-                let index = self.index(name).await?;
-                let mut request = self.netlink.address().add(index, IpAddr::from([0, 0, 0, 0]), 0).replace();
-                *request.message_mut() = address_message(index, address);
-                settled(request.execute().await, &[EEXIST])
-                    .map_err(|e| refused(format!("cannot add {} to `{name}`", address.net), e))
-            }
+            Action::AddAddress(name, address) => self.add_address(name, address).await,
             Action::DeleteAddress(name, address) => {
                 let message = address_message(self.index(name).await?, address);
                 settled(self.netlink.address().del(message).execute().await, &[EADDRNOTAVAIL])
                     .map_err(|e| refused(format!("cannot remove {} from `{name}`", address.net), e))
             }
+            Action::CopyNeighbours { from, to } => self.copy_neighbours(from, to).await,
             Action::AddRoute(name, route) => {
                 let message = route_message(self.index(name).await?, route);
                 settled(self.append_route(message).await, &[EEXIST]).map_err(|e| {

@@ -189,6 +189,14 @@ pub enum Action {
     AddAddress(IfName, Address),
     /// Removes an address.
     DeleteAddress(IfName, Address),
+    /// Makes the neighbours that are known on one link known on another, so that the first packet there need not
+    /// wait for an answer that still arrives on the old link.
+    CopyNeighbours {
+        /// Where they are known.
+        from: IfName,
+        /// Where they will be.
+        to: IfName,
+    },
     /// Adds a route beside those that are there. Never in place of another: the kernel would pick by destination and
     /// metric alone, and may hit a route of another link, or another gateway's.
     AddRoute(IfName, Route),

@@ -121,6 +121,16 @@ pub fn parse_route(message: &RouteMessage) -> Option<(u32, Route)> {
     (!kernels_own && route.table != RT_TABLE_LOCAL).then_some((link?, route))
 }
 
+/// Whether this is the route that makes packets to `address` the host's own, by a link.
+pub fn is_local_route(message: &RouteMessage, index: u32, address: IpAddr) -> bool {
+    message.header.kind == RouteType::Local
+        && message.attributes.iter().any(|a| matches!(a, RouteAttribute::Oif(oif) if *oif == index))
+        && message
+            .attributes
+            .iter()
+            .any(|a| matches!(a, RouteAttribute::Destination(to) if ip(to) == Some(address)))
+}
+
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),

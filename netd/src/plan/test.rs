@@ -281,6 +281,7 @@ fn words(actions: &[Action]) -> String {
             "rules".to_owned()
         }
         Action::SetSysctl { .. } => "sysctl".to_owned(),
+        Action::CopyNeighbours { from, to } => format!("neighbours:{from}>{to}"),
         other => format!("{other:?}"),
     };
     let mut words: Vec<_> = actions.iter().map(word).collect();
@@ -296,14 +297,17 @@ fn a_takeover_makes_before_it_breaks_and_its_removal_mirrors_it() {
     let actions = desired.plan_network(&desired.networks[&name("nic")], &observe(&kernel)).unwrap();
     assert_eq!(
         words(&actions),
-        "+kvb-nic kvb-nic:up kvb-nic+address eth1>kvb-nic kvb-nic+route eth1-route eth1-address"
+        "+kvb-nic kvb-nic:up kvb-nic+address eth1>kvb-nic neighbours:eth1>kvb-nic kvb-nic+route eth1-route eth1-address"
     );
     kernel.prepare(&actions);
     let record = desired.networks.get_mut(&name("nic")).unwrap();
     assert_eq!(desired_plan(record, &kernel), []);
     record.deleting = true;
     let actions = desired_plan(record, &kernel);
-    assert_eq!(words(&actions), "eth1+address eth1+route kvb-nic-route eth1>none -kvb-nic");
+    assert_eq!(
+        words(&actions),
+        "neighbours:kvb-nic>eth1 eth1+address eth1+route kvb-nic-route eth1>none -kvb-nic"
+    );
     kernel.prepare(&actions);
     assert_eq!(desired_plan(record, &kernel), []);
     assert_eq!(kernel.picture(), before);
