@@ -81,10 +81,14 @@ fn host() -> FakeKernel {
         actions.push(Action::AddAddress(link("eth1"), address(net)));
     }
     // As NetworkManager does it: no route by the kernel, and one of its own in the kernel's name.
-    let managed = Address { no_prefix_route: true, ..address("198.51.100.10/24") };
-    actions.push(Action::AddAddress(link("eth1"), managed));
-    let connected = Route { protocol: 2, scope: 253, ..route("198.51.100.0/24", None, Some(100)) };
-    actions.push(Action::AddRoute(link("eth1"), connected));
+    for (net, subnet, metric) in
+        [("198.51.100.10/24", "198.51.100.0/24", Some(100)), ("198.51.101.10/24", "198.51.101.0/24", None)]
+    {
+        let managed = Address { no_prefix_route: true, ..address(net) };
+        actions.push(Action::AddAddress(link("eth1"), managed));
+        let connected = Route { protocol: 2, scope: 253, ..route(subnet, None, metric) };
+        actions.push(Action::AddRoute(link("eth1"), connected));
+    }
     for route in [
         route("0.0.0.0/0", Some("192.0.2.1"), None),
         Route {
