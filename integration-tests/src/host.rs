@@ -95,6 +95,16 @@ impl TestHost {
     #[must_use]
     pub fn with_vmd() -> Self {
         let mut host = Self::new();
+        host.add_vmd();
+        host
+    }
+
+    /// Adds vmd to a host.
+    ///
+    /// # Panics
+    /// If the guest was not built.
+    pub fn add_vmd(&mut self) {
+        let host = self;
         link_or_copy(&program_path("vmd"), &host.dir.path().join("vmd"));
         let guest = workspace().join("target/guest");
         for file in ["vmlinuz", "initrd.img"] {
@@ -108,7 +118,6 @@ impl TestHost {
             std::os::unix::fs::chown(folder, Some(VMD_UID), Some(VMD_UID)).expect("chown");
         }
         host.start_vmd();
-        host
     }
 
     /// A path in the host's folder.

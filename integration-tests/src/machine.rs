@@ -4,7 +4,10 @@ use crate::{host::TestHost, wait::PATIENCE};
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Child, ChildStdin, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc::{Receiver, channel},
+    },
     thread,
     time::Instant,
 };
@@ -19,11 +22,13 @@ pub struct Console {
     child: Child,
     stdin: ChildStdin,
     lines: Receiver<String>,
-    next: u32,
 }
 
+/// Numbers commands, so that one's end is not taken for another's, which the console's history may show again.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
 impl Console {
-    /// Attaches to a running machine.
+    /// Attaches to a machine that has come up.
     ///
     /// # Panics
     /// If kvmctl cannot be started.
@@ -47,25 +52,10 @@ impl Console {
                 }
             }
         });
-        Self { child, stdin, lines, next: 0 }
-    }
-
-    /// Reads until a line contains `text`; returns what came before it.
-    ///
-    /// # Panics
-    /// When patience ends; with what came.
-    pub fn expect(&mut self, text: &str) -> String {
-        let end = Instant::now() + PATIENCE;
-        let mut seen = String::new();
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else { panic!("no `{text}` in:\n{seen}") };
-            if line.contains(text) {
-                return seen;
-            }
-            seen.push_str(&line);
-            seen.push('\n');
-        }
+        let mut console = Self { child, stdin, lines };
+        // Past the history.
+        console.ok("true");
+        console
     }
 
     /// Runs a shell command in the guest; whether it succeeded, and what it printed.
@@ -73,10 +63,10 @@ impl Console {
     /// # Panics
     /// If the guest does not answer.
     pub fn run(&mut self, command: &str) -> (bool, String) {
-        self.next += 1;
-        let token = format!("DONE:{}:", self.next);
+        let number = format!("{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let token = format!("DONE:{number}:");
         // Written in two parts, so that an echoed command is not taken for its end.
-        writeln!(self.stdin, "{command}; echo \"DO\"\"NE:{}:$?\"", self.next).expect("console");
+        writeln!(self.stdin, "{command}; echo \"DO\"\"NE:{number}:$?\"").expect("console");
         let end = Instant::now() + PATIENCE;
         let mut seen = String::new();
         loop {

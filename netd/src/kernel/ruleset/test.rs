@@ -4,10 +4,13 @@
 //! nft 1.0.6 prints after it. All are written anew by `cargo test -p netd -- --exact` of the first test with
 //! `NETD_WRITE_TESTDATA=1`; read the difference before committing it.
 
-use super::*;
+use super::{super::Element, *};
+use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::json;
+use shared::mac::Mac;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::{
     fs,
     io::Write as _,

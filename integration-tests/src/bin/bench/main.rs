@@ -1,0 +1,172 @@
+//! Measures kvmctl beside bare QEMU and libvirt and prints a table. `bench.sh` makes what it needs and runs it.
+
+mod measure;
+mod subjects;
+
+use measure::{Row, Samples, print_table};
+use proto::netd::v1::{
+    CreatePortRequest, DeletePortRequest, Port, PortFilter, PortSpec, port_service_client::PortServiceClient,
+};
+use std::{fs, time::Instant};
+use subjects::{Bare, Kvmctl, Virsh, World};
+use tonic::transport::Channel;
+
+/// Ports of the small network.
+const FEW: usize = 10;
+/// Creates at a level and turn; there are two turns.
+const CREATES: usize = 10;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let world = World::from_environment();
+    let kvmctl = Kvmctl::new(&world);
+    let virsh = Virsh::new(&world);
+    // Nothing has been asked of the daemons yet but two empty lists.
+    let idle = memory(&world);
+    let mut rows = clients(&world, &kvmctl, virsh.as_ref());
+    rows.extend(networks(&world, &kvmctl, virsh.as_ref()));
+    rows.extend(machines(&world, &kvmctl, virsh.as_ref()));
+    let used = memory(&world);
+    let (port_rows, loaded) = ports(&world, &kvmctl).await;
+    rows.extend(port_rows);
+    println!("Times in milliseconds: median (fastest - slowest) of n. A and B were measured in turns.\n");
+    print_table(&rows);
+    println!("\nResident memory in MiB: RSS / PSS. Aim: under 15 for each of ours, idle.\n");
+    println!("  {:<44} {:>12} {:>12}", "", "RSS", "PSS");
+    for (when, lines) in
+        [("idle, as started", idle), ("idle, after the machines above", used), (loaded.0.as_str(), loaded.1)]
+    {
+        for (program, rss, pss) in lines {
+            println!("  {:<44} {rss:>12.1} {pss:>12.1}", format!("{program}, {when}"));
+        }
+    }
+}
+
+/// What starting a client and asking the least costs: part of every number above it.
+fn clients(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Vec<Row> {
+    let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+    for turn in 0..=world.repetitions {
+        ours.add(turn, kvmctl.time(&["vm", "list"]));
+        if let Some(virsh) = virsh {
+            theirs.add(turn, virsh.time(&["list"]));
+        }
+    }
+    vec![Row::new("list no machines", "kvmctl vm list", ours, "virsh list", theirs)]
+}
+
+fn networks(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Vec<Row> {
+    let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+    for turn in 0..=world.repetitions {
+        let name = format!("n{turn}");
+        let address = format!("10.61.{turn}.1/24");
+        ours.add(turn, kvmctl.time(&["network", "create", &name, "--mode", "nat", "--ipv4", &address]));
+        kvmctl.time(&["network", "delete", &name]);
+        if let Some(virsh) = virsh {
+            let file = virsh.network_file(&name, turn);
+            theirs.add(turn, virsh.time(&["net-create", &file]));
+            virsh.time(&["net-destroy", &name]);
+        }
+    }
+    let row = Row::new("create a NAT network", "kvmctl network create", ours, "virsh net-create", theirs);
+    vec![row.at_least_faster(10.0)]
+}
+
+fn machines(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Vec<Row> {
+    kvmctl.time(&["network", "create", "lan", "--mode", "nat", "--ipv4", "10.62.0.1/24"]);
+    kvmctl.create_machine();
+    kvmctl.time(&["vm", "start", "web"]);
+    let bare = Bare::like_the_machine(world, kvmctl);
+    kvmctl.time(&["vm", "stop", "web", "--force"]);
+    if let Some(virsh) = virsh {
+        virsh.define_machine();
+    }
+    let (mut ours, mut alone, mut theirs) = (Samples::default(), Samples::default(), Samples::default());
+    for turn in 0..=world.repetitions {
+        ours.add(turn, kvmctl.time(&["vm", "start", "web"]));
+        kvmctl.time(&["vm", "stop", "web", "--force"]);
+        alone.add(turn, bare.time_start());
+        bare.stop();
+        if let Some(virsh) = virsh {
+            theirs.add(turn, virsh.time(&["start", "web"]));
+            virsh.time(&["destroy", "web"]);
+        }
+    }
+    kvmctl.time(&["vm", "delete", "web"]);
+    kvmctl.time(&["network", "delete", "lan", "--force"]);
+    let started = "start a machine";
+    vec![
+        Row::new(started, "kvmctl vm start", ours.clone(), "qemu -daemonize", alone).at_most_slower(1.5),
+        Row::new(started, "kvmctl vm start", ours, "virsh start", theirs).at_least_faster(4.0),
+    ]
+}
+
+/// Port creates with few ports there and with many, by one connection and by kvmctl; and netd's memory with many.
+async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Memory>)) {
+    kvmctl.time(&["network", "create", "many", "--mode", "nat", "--ipv4", "10.64.0.1/16"]);
+    let channel = shared::socket::channel(&world.netd_address()).expect("netd's address");
+    let mut client = PortServiceClient::new(channel);
+    let (mut rpc, mut program) =
+        ([Samples::default(), Samples::default()], [Samples::default(), Samples::default()]);
+    let mut there = 0;
+    let mut loaded = Vec::new();
+    for turn in 0..2 {
+        for (level, target) in [FEW, world.ports].into_iter().enumerate() {
+            while there < target {
+                create_port(&mut client, &format!("p{there}")).await;
+                there += 1;
+            }
+            while there > target {
+                there -= 1;
+                delete_port(&mut client, &format!("p{there}")).await;
+            }
+            if level == 1 {
+                loaded = memory(world);
+            }
+            // One more on the first turn, which does not count.
+            for create in turn.min(1)..=CREATES {
+                let begin = Instant::now();
+                create_port(&mut client, "extra").await;
+                rpc[level].add(create, begin.elapsed());
+                delete_port(&mut client, "extra").await;
+                program[level].add(create, kvmctl.time(&["port", "create", "many", "extra"]));
+                delete_port(&mut client, "extra").await;
+            }
+        }
+    }
+    kvmctl.time(&["network", "delete", "many", "--force"]);
+    let (few, many) = (format!("at {FEW} ports"), format!("at {} ports", world.ports));
+    let row = |what: &str, [few_samples, many_samples]: [Samples; 2]| {
+        Row::new(what, &many, many_samples, &few, few_samples).at_most_slower(1.5)
+    };
+    let rows = vec![row("create a port, one gRPC call", rpc), row("kvmctl port create", program)];
+    (rows, (format!("with {} ports", world.ports), loaded))
+}
+
+async fn create_port(client: &mut PortServiceClient<Channel>, name: &str) {
+    let port = Port {
+        name: format!("networks/many/ports/{name}"),
+        spec: Some(PortSpec { mac: String::new(), filter: PortFilter::On.into() }),
+        ..Port::default()
+    };
+    client.create_port(CreatePortRequest { port: Some(port) }).await.expect("create a port");
+}
+
+async fn delete_port(client: &mut PortServiceClient<Channel>, name: &str) {
+    let request = DeletePortRequest { name: format!("networks/many/ports/{name}"), uid: String::new() };
+    client.delete_port(request).await.expect("delete a port");
+}
+
+/// A program's name, RSS and PSS in MiB.
+type Memory = (String, f64, f64);
+
+fn memory(world: &World) -> Vec<Memory> {
+    let read = |(name, pid): &(String, u32)| {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+        let field = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("field");
+            line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+        };
+        (name.clone(), field("Rss:"), field("Pss:"))
+    };
+    world.daemons.iter().map(read).collect()
+}

@@ -1,0 +1,236 @@
+//! Real machines: QEMU, Debian's kernel, and what is seen from inside.
+
+use integration_tests::{
+    host::{TestHost, VMD_UID},
+    machine::{CMDLINE, Console},
+    wait,
+};
+use std::{fs, net::TcpListener, path::Path};
+
+/// Creates and starts a machine; `words` go to the guest's kernel command line.
+fn boot(host: &TestHost, name: &str, network: &str, words: &str) {
+    let cmdline = format!("{CMDLINE} kv.name={name} {words}");
+    let outcome = host.kvmctl(&[
+        "vm",
+        "run",
+        name,
+        "--memory",
+        "256M",
+        "--kernel",
+        &host.path("vmlinuz"),
+        "--initrd",
+        &host.path("initrd.img"),
+        "--cmdline",
+        &cmdline,
+        "--network",
+        network,
+    ]);
+    assert_eq!(outcome.code, 0, "{}\n{}", outcome.stderr, host.logs());
+}
+
+/// A console of a machine that has come up.
+fn ready(host: &TestHost, name: &str) -> Console {
+    wait::until(&format!("{name} to be up"), || {
+        host.ok(&format!("vm log {name}")).contains(&format!("GUEST READY {name}")).then_some(())
+    });
+    Console::attach(host, name)
+}
+
+fn vm(host: &TestHost, name: &str) -> serde_json::Value {
+    host.ok_json(&format!("vm show {name}"))
+}
+
+#[test]
+fn guests_outlive_both_daemons_and_lose_no_ping() {
+    let mut host = TestHost::with_vmd();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24 --ipv6 fd00:60::1/64");
+    boot(&host, "a", "n", "kv.ip=eth0:10.60.0.11/24 kv.ip=eth0:fd00:60::11/64 kv.gw=eth0:10.60.0.1");
+    boot(&host, "b", "n", "kv.ip=eth0:10.60.0.12/24 kv.ip=eth0:fd00:60::12/64");
+    let mut a = ready(&host, "a");
+    drop(ready(&host, "b"));
+    a.ok("ping -c 1 10.60.0.12 && ping -c 1 fd00:60::12 && ping -c 1 10.60.0.1");
+    for to in ["10.60.0.12", "fd00:60::12", "10.99.0.1"] {
+        a.ok(&format!("(ping {to} > /tmp/{to} 2>&1 & echo $! >> /tmp/pids); true"));
+    }
+    let before = ["a", "b"].map(|name| vm(&host, name)["status"]["pid"].clone());
+    let count = |host: &TestHost| {
+        Console::attach(host, "a").ok("wc -l < /tmp/10.60.0.12").trim().parse::<u32>().expect("count")
+    };
+    // One console at a time may write.
+    drop(a);
+    let mut answered = count(&host);
+    for round in 0..2 {
+        // In either order.
+        if round == 0 {
+            host.kill_vmd();
+            host.kill_netd();
+            host.start_netd();
+            host.start_vmd();
+        } else {
+            host.kill_netd();
+            host.kill_vmd();
+            host.start_vmd();
+            host.start_netd();
+        }
+        wait::until("both to be adopted", || {
+            let running = ["a", "b"].iter().all(|name| vm(&host, name)["status"]["state"] == "running");
+            running.then_some(())
+        });
+        // Pings went on meanwhile: a ping a second, so a few more lines than before.
+        wait::until("more pings", || (count(&host) > answered + 1).then_some(()));
+        answered = count(&host);
+    }
+    let after = ["a", "b"].map(|name| vm(&host, name)["status"]["pid"].clone());
+    assert_eq!(before, after, "a machine was started anew");
+    let mut a = Console::attach(&host, "a");
+    a.ok("kill -INT $(cat /tmp/pids)");
+    for to in ["10.60.0.12", "fd00:60::12", "10.99.0.1"] {
+        let summary = wait::until("ping's summary", || {
+            let text = a.ok(&format!("cat /tmp/{to}"));
+            text.lines().find(|line| line.contains("packets transmitted")).map(str::to_owned)
+        });
+        let numbers: Vec<u32> = summary.split(' ').filter_map(|word| word.parse().ok()).collect();
+        assert!(numbers[0] >= 4 && numbers[0] - numbers[1] <= 1, "{to}: {summary}");
+    }
+    assert_eq!(vm(&host, "a")["status"]["adopted"], true);
+}
+
+#[test]
+fn a_machines_whole_life_leaves_nothing_behind() {
+    let host = TestHost::with_vmd();
+    host.ok("network create n --mode isolated");
+    boot(&host, "web", "n", "kv.ip=eth0:10.60.0.11/24");
+    assert_eq!(vm(&host, "web")["status"]["state"], "running");
+    let pid = vm(&host, "web")["status"]["pid"].as_u64().expect("pid");
+    let mut console = ready(&host, "web");
+    // The MAC that is shown is the guest's.
+    let shown = vm(&host, "web")["status"]["nics"][0]["mac"].as_str().expect("MAC").to_owned();
+    assert_eq!(console.ok("cat /sys/class/net/eth0/address").trim(), shown);
+    assert_eq!(host.ok_json("port list n").as_array().map(Vec::len), Some(1));
+
+    host.ok("vm pause web");
+    assert_eq!(vm(&host, "web")["status"]["state"], "paused");
+    host.ok("vm resume web");
+    console.ok("true");
+    drop(console);
+    host.ok("vm reset web");
+    wait::until("a second boot", || {
+        (host.ok("vm log web").matches("GUEST READY web").count() == 2).then_some(())
+    });
+    assert_eq!(vm(&host, "web")["status"]["pid"].as_u64(), Some(pid), "a reset keeps the process");
+
+    host.ok("vm stop web --timeout 60s");
+    let stopped = vm(&host, "web");
+    assert_eq!(stopped["status"]["state"], "stopped");
+    assert!(host.ok("vm log web").contains("GUEST DOWN poweroff"), "the guest was not asked");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(host.ok_json("port list n"), serde_json::json!([]));
+
+    host.ok("vm start web");
+    host.ok("vm wait web --for running --timeout 20s");
+    host.ok("vm stop web --force");
+    host.ok("vm wait web --for stopped --timeout 20s");
+    host.ok("vm delete web");
+    assert_eq!(host.ok_json("vm list"), serde_json::json!([]));
+    host.ok("network delete n");
+    assert_eq!(integration_tests::census::left_in(&host, "vmd-run/vms"), Vec::<String>::new());
+    assert_eq!(integration_tests::census::left_in(&host, "vmd-state/consoles"), Vec::<String>::new());
+    for pid in host.netns.sh("ip netns pids $(ip netns identify)").lines() {
+        let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        assert!(!command.contains("qemu"), "process {pid} is left");
+    }
+}
+
+#[test]
+fn a_nat_guest_is_seen_as_the_host_and_an_isolated_one_not_at_all() {
+    let host = TestHost::with_vmd();
+    host.ok("network create out --mode nat --ipv4 10.60.0.1/24 --ipv6 fd00:60::1/64");
+    host.ok("network create in --mode isolated");
+    boot(
+        &host,
+        "seen",
+        "out",
+        "kv.ip=eth0:10.60.0.11/24 kv.gw=eth0:10.60.0.1 kv.ip=eth0:fd00:60::11/64 kv.gw=eth0:fd00:60::1",
+    );
+    boot(&host, "hidden", "in", "kv.ip=eth0:10.61.0.11/24 kv.ip=eth0:10.99.0.55/24 kv.gw=eth0:10.99.0.2");
+    let lan = host.lan.enter(|| TcpListener::bind("[::]:5000").expect("bind"));
+    let mut seen = ready(&host, "seen");
+    let mut hidden = ready(&host, "hidden");
+    for (to, source) in [("10.99.0.1", "10.99.0.2"), ("2001:db8:99::1", "2001:db8:99::2")] {
+        seen.ok(&format!("ping -c 1 -W 5 {to}"));
+        let from = std::thread::scope(|scope| {
+            // Closed at once, so that the guest's nc ends.
+            let accepted = scope.spawn(|| lan.accept().expect("accept").1.ip().to_canonical());
+            seen.run(&format!("nc -w 5 {to} 5000 < /dev/null"));
+            accepted.join().expect("accept")
+        });
+        assert_eq!(from.to_string(), source);
+    }
+    for to in ["10.99.0.2", "10.99.0.1", "10.60.0.1", "10.60.0.11"] {
+        assert!(!hidden.run(&format!("ping -c 2 -W 1 {to}")).0, "the isolated guest reaches {to}");
+    }
+}
+
+#[test]
+fn machines_that_cannot_be() {
+    let mut host = TestHost::with_vmd();
+    host.ok("network create n --mode isolated");
+    let disk = host.path("disk.raw");
+    fs::write(&disk, vec![0; 1 << 20]).expect("disk");
+    std::os::unix::fs::chown(&disk, Some(VMD_UID), None).expect("chown");
+    let secret = host.path("secret.raw");
+    fs::write(&secret, vec![0; 1 << 20]).expect("disk");
+    // Root's own: vmd's user may not read it.
+    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("mode");
+    host.ok("vm create taken --network n,mac=52:54:00:00:00:aa");
+    let raw = format!("{disk},format=raw");
+    let unformatted = disk.clone();
+    let missing = format!("{},format=raw", host.path("nosuch.raw"));
+    let unreadable = format!("{secret},format=raw");
+    let kernel = host.path("nosuch-kernel");
+    let cases: Vec<(Vec<&str>, &[i32], &str)> = vec![
+        (vec!["--disk", &missing], &[1], "nosuch.raw"),
+        (vec!["--disk", &unreadable], &[1], "secret.raw"),
+        (vec!["--disk", &unformatted], &[2], "format"),
+        (
+            vec!["--disk", &format!("{disk},format=vhdx")[..]]
+                .into_iter()
+                .map(|s| Box::leak(s.to_owned().into_boxed_str()) as &str)
+                .collect(),
+            &[1, 2],
+            "vhdx",
+        ),
+        (vec!["--memory", "0"], &[1, 2], "0"),
+        (vec!["--vcpus", "0"], &[1, 2], "0"),
+        (vec!["--kernel", &kernel], &[1], "nosuch-kernel"),
+        (vec!["--network", "n,mac=52:54:00:00:00:aa"], &[1], "taken"),
+        (
+            vec!["--network", "n,mac=52:54:00:00:00:ab", "--network", "n,mac=52:54:00:00:00:ab"],
+            &[1, 2],
+            "52:54:00:00:00:ab",
+        ),
+        (vec!["--network", "nosuch"], &[1], "nosuch"),
+    ];
+    for (arguments, codes, words) in cases {
+        let outcome = host.kvmctl(&[&["vm", "create", "bad"], &arguments[..]].concat());
+        assert!(codes.contains(&outcome.code), "{arguments:?}: {} {}", outcome.code, outcome.stderr);
+        assert!(outcome.stderr.contains(words), "{arguments:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("hint:") || outcome.code == 2, "{arguments:?}: {}", outcome.stderr);
+    }
+    assert_eq!(host.ok("vm list -o name").trim(), "taken");
+    assert_eq!(host.ok_json("port list"), serde_json::json!([]));
+    // A disk that is gone at the start: refused by name, and nothing is left.
+    host.ok(&format!("vm create disky --disk {raw} --network n"));
+    fs::remove_file(&disk).expect("remove");
+    let refused = host.kvmctl(&["vm", "start", "disky"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("disk.raw"), "{}", refused.stderr);
+    assert_eq!(host.ok_json("port list"), serde_json::json!([]));
+    // No netd: said so at once.
+    host.kill_netd();
+    let refused = host.kvmctl(&["vm", "start", "taken"]);
+    assert!(matches!(refused.code, 1 | 3), "{}", refused.stderr);
+    assert!(refused.stderr.contains("netd"), "{}", refused.stderr);
+    host.kill_vmd();
+    assert_eq!(host.kvmctl(&["vm", "list"]).code, 3);
+}
