@@ -34,7 +34,12 @@ impl Census {
         }
         census.insert("fdb", without(fdb, &[]));
         census.insert("rules", netns.sh("nft list ruleset"));
-        census.insert("forwarding", netns.sh("sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding"));
+        census.insert(
+            "forwarding",
+            netns.sh(
+                "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.accept_redirects",
+            ),
+        );
         Self(census)
     }
 

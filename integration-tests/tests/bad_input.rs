@@ -70,6 +70,9 @@ fn uplinks_and_bridges_that_cannot_be_used() {
     let host = TestHost::new();
     host.netns.sh("ip link add br-other type bridge; ip link add nic1 type veth peer name nic1-peer
                    ip link set nic1 master br-other; ip link add nic2 type veth peer name nic2-peer
+                   ip link add nic3 type veth peer name nic3-peer; ip link set nic3-peer up; ip link set nic3 up
+                   ip address add 10.88.0.2/24 dev nic3
+                   ip route add 10.89.0.0/16 nexthop via 10.88.0.1 dev nic3 nexthop via 10.99.0.1 dev up0
                    ip link set nic2 up; ip link add link nic2 name mac0 type macvlan mode bridge");
     let bridged = |link: &'static str| ["network", "create", "n", "--mode", "bridged", "--uplink", link];
     refused(
@@ -80,6 +83,7 @@ fn uplinks_and_bridges_that_cannot_be_used() {
             (&bridged("nic1"), 1, "is a port of `br-other`"),
             (&bridged("br-other"), 1, "is a bridge"),
             (&bridged("nic2"), 1, "carries `mac0`"),
+            (&bridged("nic3"), 1, "several next hops"),
             (&["network", "create", "n", "--mode", "bridged", "--bridge", "up0"], 1, "is not a bridge"),
             (&["network", "create", "n", "--mode", "bridged"], 1, "either a bridge or an uplink"),
             (&["network", "create", "n", "--mode", "nat", "--uplink", "nosuch0"], 1, "there is no interface"),

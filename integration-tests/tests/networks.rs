@@ -43,6 +43,16 @@ fn all_modes_come_and_go_and_leave_the_host_as_it_was() {
 }
 
 #[test]
+fn an_administrators_hardening_is_put_back_with_forwarding() {
+    let host = TestHost::new();
+    host.netns.sh("sysctl -qw net.ipv4.conf.all.accept_redirects=0");
+    let before = Census::of(&host.netns);
+    host.ok("network create n --mode nat --ipv6 fd00:60::1/64");
+    host.ok("network delete n");
+    before.assert_same(&Census::of(&host.netns));
+}
+
+#[test]
 fn forwarding_that_was_on_stays_on() {
     let host = TestHost::new();
     host.netns.sh("sysctl -qw net.ipv4.ip_forward=1");

@@ -276,6 +276,10 @@ fn take_over(uplink: &IfName, link: &Link) -> Result<Takeover, Fault> {
         return Err(unfit(uplink, &format!("carries `{upper}`, which would lose its traffic"))
             .hint(format!("remove `{upper}` first, or choose another NIC")));
     }
+    if link.multipath {
+        return Err(unfit(uplink, "is part of a route with several next hops, which cannot be moved whole")
+            .hint("give the next hops different metrics, or choose another NIC"));
+    }
     let mut routes = link.routes.clone();
     // A gateway is reached by a connected route, which has to be there first.
     routes.sort_by_key(|route| route.gateway.is_some());

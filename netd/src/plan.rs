@@ -2,6 +2,11 @@
 //!
 //! Removals come before additions, packet rules before links that go up. A plan that is empty means: converged.
 
+mod sysctls;
+mod takeover;
+
+pub use sysctls::{ACCEPT_REDIRECTS, BRIDGE_NF, FORWARD4, FORWARD6, accept_ra};
+
 use crate::{
     kernel::{Action, BridgeProfile, Element, Elements, Link, LinkKind, Observed, PortFlags, TapSpec},
     model::{Address, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Route, SavedSysctl},
@@ -12,15 +17,6 @@ use shared::{
     name::Name,
 };
 use std::collections::{BTreeMap, BTreeSet};
-
-/// net.ipv4.ip_forward.
-pub const FORWARD4: &str = "net/ipv4/ip_forward";
-/// net.ipv6.conf.all.forwarding.
-pub const FORWARD6: &str = "net/ipv6/conf/all/forwarding";
-/// Whether frames between two ports of a bridge pass the host's IP rules (br_netfilter).
-pub const BRIDGE_NF: &str = "net/bridge/bridge-nf-call-iptables";
-/// Route protocol of router advertisements (RTPROT_RA).
-const RTPROT_RA: u8 = 9;
 
 /// Everything recorded.
 #[derive(Clone, Debug, Default)]
@@ -33,12 +29,6 @@ pub struct Desired {
     pub ports: BTreeMap<PortKey, Port>,
     /// Host-wide sysctls that were changed.
     pub saved: BTreeMap<String, SavedSysctl>,
-}
-
-/// Key of a link's accept_ra.
-#[must_use]
-pub fn accept_ra(link: &IfName) -> String {
-    format!("net/ipv6/conf/{link}/accept_ra")
 }
 
 impl Desired {
@@ -152,51 +142,6 @@ impl Desired {
         })
     }
 
-    /// Host-wide sysctls that the networks need, by key.
-    #[must_use]
-    pub fn wanted_sysctls(&self, observed: &Observed) -> BTreeMap<String, &'static str> {
-        let gateways = || self.networks.values().filter(|n| n.spec.mode.has_gateway() && !n.deleting);
-        let mut wanted = BTreeMap::new();
-        if gateways().any(|n| n.ipv4.is_some()) {
-            wanted.insert(FORWARD4.to_owned(), "1");
-        }
-        if gateways().any(|n| n.ipv6.is_some()) {
-            wanted.insert(FORWARD6.to_owned(), "1");
-            // A forwarding host ignores router advertisements unless told otherwise: keep an uplink that lives on them.
-            for (name, link) in &observed.links {
-                let key = accept_ra(name);
-                let listens = observed.sysctls.get(&key).is_some_and(|v| v == "1")
-                    && link.routes.iter().any(|r| r.protocol == RTPROT_RA);
-                // Once it was told, it stays so: a router that is away for a while is to be heard again.
-                if !self.owns(link) && (listens || self.saved.contains_key(&key)) {
-                    wanted.insert(key, "2");
-                }
-            }
-        }
-        wanted
-    }
-
-    /// Forwarding while a network needs it, and back to what it was afterwards, unless somebody else has changed
-    /// it since.
-    #[must_use]
-    pub fn plan_sysctls(&self, observed: &Observed) -> Vec<Action> {
-        let wanted = self.wanted_sysctls(observed);
-        let is_now = |key: &String, value: &str| observed.sysctls.get(key).is_some_and(|now| now == value);
-        let back = self
-            .saved
-            .iter()
-            .filter(|(key, saved)| !wanted.contains_key(*key) && is_now(key, &saved.ours))
-            .filter(|(_, saved)| saved.before != saved.ours)
-            .map(|(key, saved)| Action::SetSysctl { key: key.clone(), value: saved.before.clone() });
-        // An uplink has to keep its router before forwarding makes it deaf.
-        let (forwarding, uplinks): (Vec<_>, Vec<_>) = wanted
-            .iter()
-            .filter(|(key, value)| observed.sysctls.contains_key(*key) && !is_now(key, value))
-            .map(|(key, value)| Action::SetSysctl { key: key.clone(), value: (*value).to_owned() })
-            .partition(|action| matches!(action, Action::SetSysctl { key, .. } if key == FORWARD4 || key == FORWARD6));
-        back.chain(uplinks).chain(forwarding).collect()
-    }
-
     /// What a network's links need.
     ///
     /// # Errors
@@ -254,7 +199,7 @@ impl Desired {
             actions.push(Action::SetUp(name.clone(), true));
         }
         if network.takeover.is_some() {
-            takeover(network, observed, bridge, &mut actions)?;
+            takeover::take_over(network, observed, bridge, &mut actions)?;
         }
         Ok(actions)
     }
@@ -264,7 +209,7 @@ impl Desired {
         let bridge =
             observed.links.get(&network.bridge).filter(|link| network.owns_bridge() && self.owns(link));
         if network.takeover.is_some() {
-            give_back(network, observed, bridge, &mut actions);
+            takeover::give_back(network, observed, bridge, &mut actions);
         }
         if bridge.is_some() {
             actions.push(Action::DeleteLink(network.bridge.clone()));
@@ -368,99 +313,6 @@ fn has_route(link: Option<&Link>, route: &Route) -> bool {
 /// Whether two routes lead the same way; the kernel may add attributes of its own.
 fn same_route(a: &Route, b: &Route) -> bool {
     a.destination == b.destination && a.gateway == b.gateway && a.table == b.table && a.metric == b.metric
-}
-
-/// Moves a NIC's addresses and routes to the bridge: addresses and the running bridge first, then the NIC, then
-/// the routes, and the NIC's own routes and addresses last, so that at no moment a packet finds no way.
-fn takeover(
-    network: &Network,
-    observed: &Observed,
-    bridge: Option<&Link>,
-    actions: &mut Vec<Action>,
-) -> Result<(), Fault> {
-    let (Some(state), Some(uplink)) = (&network.takeover, &network.spec.uplink) else { return Ok(()) };
-    let nic = observed.links.get(uplink).ok_or_else(|| gone(network, uplink, "uplink"))?;
-    let name = &network.bridge;
-    for address in &state.addresses {
-        if !has_address(bridge, address) {
-            let moved = Address { no_prefix_route: !is_link_local(&address.net), ..address.clone() };
-            actions.push(Action::AddAddress(name.clone(), moved));
-        }
-    }
-    match &nic.master {
-        Some(master) if master == name => {}
-        Some(other) => {
-            return Err(Fault::new(
-                Kind::FailedPrecondition,
-                "UPLINK_IN_USE",
-                format!("`{uplink}` is a port of `{other}`"),
-            )
-            .hint(format!("take it out with `ip link set {uplink} nomaster`")));
-        }
-        None => {
-            actions.push(Action::SetMaster(uplink.clone(), Some(name.clone())));
-            actions.push(Action::CopyNeighbours { from: uplink.clone(), to: name.clone() });
-        }
-    }
-    if !nic.up {
-        actions.push(Action::SetUp(uplink.clone(), true));
-    }
-    for route in state.routes.iter().filter(|route| !has_route(bridge, route)) {
-        actions.push(Action::AddRoute(name.clone(), route.clone()));
-    }
-    for route in state.routes.iter().rev().filter(|route| has_route(Some(nic), route)) {
-        actions.push(Action::DeleteRoute(uplink.clone(), route.clone()));
-    }
-    for address in &state.addresses {
-        if has_address(Some(nic), address) {
-            actions.push(Action::DeleteAddress(uplink.clone(), address.clone()));
-        }
-    }
-    Ok(())
-}
-
-/// The mirror of `takeover`.
-fn give_back(network: &Network, observed: &Observed, bridge: Option<&Link>, actions: &mut Vec<Action>) {
-    let (Some(state), Some(uplink)) = (&network.takeover, &network.spec.uplink) else { return };
-    // A NIC that was pulled out has nothing to get back.
-    let Some(nic) = observed.links.get(uplink) else { return };
-    if !nic.up && state.was_up {
-        actions.push(Action::SetUp(uplink.clone(), true));
-    }
-    if nic.master.as_ref() == Some(&network.bridge) {
-        // While the NIC is a port, answers to its own questions arrive at the bridge.
-        actions.push(Action::CopyNeighbours { from: network.bridge.clone(), to: uplink.clone() });
-    }
-    let missing: Vec<_> = state.addresses.iter().filter(|a| !has_address(Some(nic), a)).collect();
-    for address in &missing {
-        actions.push(Action::AddAddress(uplink.clone(), (*address).clone()));
-    }
-    for route in state.routes.iter().filter(|route| !has_route(Some(nic), route)) {
-        if !missing.iter().any(|address| comes_with(route, address)) {
-            actions.push(Action::AddRoute(uplink.clone(), route.clone()));
-        }
-    }
-    // Before the NIC leaves the bridge: a bridge without it leads nowhere.
-    for route in state.routes.iter().rev().filter(|route| has_route(bridge, route)) {
-        actions.push(Action::DeleteRoute(network.bridge.clone(), route.clone()));
-    }
-    if nic.master.as_ref() == Some(&network.bridge) {
-        actions.push(Action::SetMaster(uplink.clone(), None));
-    }
-    if nic.up && !state.was_up {
-        actions.push(Action::SetUp(uplink.clone(), false));
-    }
-}
-
-/// Whether the kernel makes this route by itself when it is given the address.
-fn comes_with(route: &Route, address: &Address) -> bool {
-    const RTPROT_KERNEL: u8 = 2;
-    let metric = if address.net.addr().is_ipv6() { Some(256) } else { None };
-    !address.no_prefix_route
-        && route.protocol == RTPROT_KERNEL
-        && route.gateway.is_none()
-        && route.destination == address.net.trunc()
-        && route.metric == metric
 }
 
 fn is_link_local(net: &IpNet) -> bool {

@@ -264,6 +264,7 @@ impl Host {
             carrier: false,
             addresses: Vec::new(),
             routes: Vec::new(),
+            multipath: false,
             port: None,
             uppers: Vec::new(),
         };

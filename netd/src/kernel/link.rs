@@ -40,6 +40,7 @@ pub fn parse(message: &LinkMessage) -> Option<RawLink> {
         carrier: false,
         addresses: Vec::new(),
         routes: Vec::new(),
+        multipath: false,
         port: None,
         uppers: Vec::new(),
     };

@@ -1,10 +1,10 @@
 //! The real kernel, by rtnetlink, nft, /dev/net/tun and /proc/sys.
 
 use super::{
-    Action, BridgeProfile, Kernel, Link, Observed, Scope, TapSpec,
+    Action, BridgeProfile, Kernel, Link, LinkKind, Observed, Scope, TapSpec,
     link::{self, RawLink},
     nft,
-    route::{address_message, is_local_route, parse_address, parse_route, route_message},
+    route::{address_message, is_local_route, multipath_links, parse_address, parse_routes, route_message},
     ruleset, sysctl,
     tap::Tap,
 };
@@ -119,10 +119,15 @@ impl LinuxKernel {
             while let Some(message) =
                 routes.try_next().await.map_err(|e| refused("cannot list the routes", e))?
             {
-                if let Some((index, route)) = parse_route(&message)
-                    && let Some(link) = by_index.get_mut(&index)
-                {
-                    link.routes.push(route);
+                for index in multipath_links(&message) {
+                    if let Some(link) = by_index.get_mut(&index) {
+                        link.multipath = true;
+                    }
+                }
+                for (index, route) in parse_routes(&message) {
+                    if let Some(link) = by_index.get_mut(&index) {
+                        link.routes.push(route);
+                    }
                 }
             }
         }
@@ -366,11 +371,12 @@ impl Kernel for LinuxKernel {
             Scope::All => {
                 let (links, tables) = tokio::join!(self.all_links(), nft::read());
                 let links = links?;
-                let keys = [plan::FORWARD4, plan::FORWARD6, plan::BRIDGE_NF].map(str::to_owned);
+                let keys = [plan::FORWARD4, plan::ACCEPT_REDIRECTS, plan::FORWARD6, plan::BRIDGE_NF]
+                    .map(str::to_owned);
                 let mut sysctls = BTreeMap::new();
                 let nics = links
                     .iter()
-                    .filter(|(_, link)| link.group != LINK_GROUP)
+                    .filter(|(_, link)| link.group != LINK_GROUP || link.kind == LinkKind::Bridge)
                     .map(|(name, _)| plan::accept_ra(name));
                 for key in keys.into_iter().chain(nics) {
                     if let Some(value) = sysctl::read(&key)? {

@@ -65,6 +65,8 @@ pub struct Link {
     pub addresses: Vec<Address>,
     /// Unicast routes with one next hop that leave by it, without the kernel's own link-local and multicast ones.
     pub routes: Vec<Route>,
+    /// Whether a route with several next hops leaves by it too.
+    pub multipath: bool,
     /// Flags as a bridge port.
     pub port: Option<PortFlags>,
     /// Names of links stacked on it other than as a bridge port (macvlan, VLAN, ...).

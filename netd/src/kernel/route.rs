@@ -8,8 +8,8 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo},
         route::{
-            RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
-            RouteScope, RouteType,
+            RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+            RouteNextHopFlags, RouteProtocol, RouteScope, RouteType,
         },
     },
 };
@@ -75,9 +75,36 @@ pub fn address_message(index: u32, address: &Address) -> AddressMessage {
     message
 }
 
-/// Link number and route; `None` for what the kernel makes by itself on each link, for local, multicast and
-/// blackhole routes, and for several next hops.
-pub fn parse_route(message: &RouteMessage) -> Option<(u32, Route)> {
+/// Link numbers and routes: none for what the kernel makes by itself on each link, nor for local, multicast and
+/// blackhole routes. An IPv6 route of several next hops is several routes that the kernel shows as one; an IPv4 one
+/// is one, and not ours to take apart (see `multipath_links`).
+pub fn parse_routes(message: &RouteMessage) -> Vec<(u32, Route)> {
+    let Some((link, route)) = parse_route(message) else { return Vec::new() };
+    if let Some(link) = link {
+        return vec![(link, route)];
+    }
+    let hops = hops(message).filter(|_| route.destination.addr().is_ipv6());
+    hops.map(|hop| {
+        let gateway = hop
+            .attributes
+            .iter()
+            .find_map(|a| if let RouteAttribute::Gateway(via) = a { ip(via) } else { None });
+        let on_link = hop.flags.contains(RouteNextHopFlags::Onlink);
+        (hop.interface_index, Route { gateway, on_link, ..route.clone() })
+    })
+    .collect()
+}
+
+fn hops(message: &RouteMessage) -> impl Iterator<Item = &RouteNextHop> {
+    let several = message.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    several.flatten()
+}
+
+/// A route and its one link, if it has one.
+fn parse_route(message: &RouteMessage) -> Option<(Option<u32>, Route)> {
     let v4 = message.header.address_family == AddressFamily::Inet;
     if message.header.kind != RouteType::Unicast || message.header.flags.contains(RouteFlags::Cloned) {
         return None;
@@ -118,7 +145,13 @@ pub fn parse_route(message: &RouteMessage) -> Option<(u32, Route)> {
         IpAddr::V4(_) => false,
     };
     const RT_TABLE_LOCAL: u32 = 255;
-    (!kernels_own && route.table != RT_TABLE_LOCAL).then_some((link?, route))
+    (!kernels_own && route.table != RT_TABLE_LOCAL).then_some((link, route))
+}
+
+/// Numbers of the links that an IPv4 route with several next hops leaves by.
+pub fn multipath_links(message: &RouteMessage) -> Vec<u32> {
+    let hops = hops(message).filter(|_| message.header.address_family == AddressFamily::Inet);
+    hops.map(|hop| hop.interface_index).collect()
 }
 
 /// Whether this is the route that makes packets to `address` the host's own, by a link.
