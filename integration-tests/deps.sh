@@ -78,7 +78,7 @@ done
 
 [ ${#missing[@]} -gt 0 ] || [ -n "$unknown" ] || exit 0
 [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null ||
-    die "missing: ${missing[*]:-apt's package lists}. Run \`make deps\` as root"
+    die "missing: ${missing[*]:-package lists of apt}. Run \`make deps\` as root"
 [ -z "$unknown" ] || fresh_lists
 [ ${#missing[@]} -gt 0 ] || exit 0
 
