@@ -64,7 +64,7 @@ fn guests_lose_no_ping_while_netd_is_killed_and_started_again() {
         pings.into_iter().zip(["neighbour", "neighbour, IPv6", "gateway", "outside", "outside, IPv6"])
     {
         let (sent, answered) = ping.end();
-        assert!(sent > 20, "{to}: only {sent} sent");
+        assert!(sent > 5, "{to}: only {sent} sent");
         // The last one may be on its way when ping is told to end.
         assert!(sent - answered <= 1, "{to}: {answered} of {sent}");
     }

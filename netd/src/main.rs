@@ -1,7 +1,12 @@
 //! The netd program: a checklist.
 
 use clap::Parser as _;
-use netd::{config::Config, kernel::LinuxKernel, reconciler::Reconciler, server};
+use netd::{
+    config::Config,
+    kernel::{LinuxKernel, watch},
+    reconciler::Reconciler,
+    server,
+};
 use shared::{
     fault::{Fault, Kind},
     serve::serve,
@@ -10,7 +15,8 @@ use shared::{
     store::Store,
     telemetry,
 };
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, process::ExitCode, sync::Arc};
+use tokio::sync::Notify;
 
 fn main() -> ExitCode {
     let config = Config::parse();
@@ -44,17 +50,19 @@ async fn run(config: Config) -> Result<(), Fault> {
     };
     let store = Store::open(&config.state_dir)?;
     let reconciler = Reconciler::load(LinuxKernel::new()?, store).await?;
+    let changed = Arc::new(Notify::new());
+    watch::start(&changed)?;
     // Before anybody can ask for more: what was recorded is in force again.
     reconciler.converge().await?;
     let bound = Bound::bind(&config.socket, group)?;
     tracing::info!(socket = %config.socket.display(), instance = reconciler.instance(), "netd is ready");
-    let resync = tokio::spawn({
+    let repair = tokio::spawn({
         let (reconciler, stop) = (reconciler.clone(), stop.clone());
-        async move { reconciler.run(stop).await }
+        async move { reconciler.run(changed, stop).await }
     });
     let served = serve(bound, server::routes(reconciler), proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
     stop.cancel();
-    resync.abort();
+    repair.abort();
     telemetry.finish().await;
     served
 }

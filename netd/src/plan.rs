@@ -36,10 +36,11 @@ impl Desired {
         format!("kvmctl:{}:{resource}", self.instance)
     }
 
-    /// Whether a link carries this instance's mark. One made a moment before a crash has the group and no alias.
+    /// Whether a link is this instance's: our group, and no alias of another instance. The alias of one that was
+    /// made a moment before a crash is still missing, and an administrator may have changed it.
     fn owns(&self, link: &Link) -> bool {
-        link.group == LINK_GROUP
-            && (link.alias.is_empty() || link.alias.starts_with(&format!("kvmctl:{}:", self.instance)))
+        let marked = link.alias.starts_with("kvmctl:");
+        link.group == LINK_GROUP && (!marked || link.alias.starts_with(&format!("kvmctl:{}:", self.instance)))
     }
 
     /// The interface that a network's traffic may use: where another network has taken that NIC over, its bridge.
@@ -160,7 +161,7 @@ impl Desired {
         }
         let mut actions = Vec::new();
         let alias = self.alias(&network.resource());
-        let half_made = found.is_some_and(|link| self.owns(link) && link.alias.is_empty());
+        let half_made = found.is_some_and(|link| self.owns(link) && link.alias.is_empty() && !link.up);
         match found {
             Some(link) if !self.owns(link) || link.kind != LinkKind::Bridge => {
                 return Err(in_the_way(&network.resource(), name));
@@ -237,10 +238,14 @@ impl Desired {
             return Err(in_the_way(&port.resource(), &port.tap));
         }
         let whole = LinkKind::Tap { owner: Some(port.owner), persist: true };
-        if link.kind != whole || link.alias != spec.alias {
+        // A tap is made persistent last: one that is not was never finished.
+        if link.kind != whole {
             return Ok(vec![Action::DeleteLink(port.tap.clone()), Action::CreateTap(spec)]);
         }
         let mut actions = Vec::new();
+        if link.alias != spec.alias {
+            actions.push(Action::SetAlias(port.tap.clone(), spec.alias.clone()));
+        }
         if link.mtu != spec.mtu {
             actions.push(Action::SetMtu(port.tap.clone(), spec.mtu));
         }

@@ -65,6 +65,8 @@ struct Inner<K> {
 struct Writer {
     /// Digest of the static rules when they were last written; `None` before.
     digest: Option<String>,
+    /// Counts the changes, so that a look without the lock knows whether one came between.
+    changes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -142,7 +144,9 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     async fn lock(&self) -> MutexGuard<'_, Writer> {
-        self.0.writer.lock().await
+        let mut writer = self.0.writer.lock().await;
+        writer.changes += 1;
+        writer
     }
 
     /// The instance id that marks our objects.

@@ -28,8 +28,10 @@ use std::{
     collections::BTreeMap,
     io,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::Mutex;
 
 /// errno values that mean "it is as it should be already".
 const EEXIST: i32 = 17;
@@ -45,6 +47,8 @@ const ADDRESS_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug)]
 pub struct LinuxKernel {
     netlink: Handle,
+    /// A netlink socket carries one dump at a time: the kernel answers a second one with EBUSY.
+    dump: Arc<Mutex<()>>,
 }
 
 fn refused(what: impl Into<String>, error: rtnetlink::Error) -> Fault {
@@ -78,7 +82,7 @@ impl LinuxKernel {
             Fault::new(Kind::FailedPrecondition, "NETLINK", "cannot open an rtnetlink socket").cause(&e)
         })?;
         tokio::spawn(connection);
-        Ok(Self { netlink })
+        Ok(Self { netlink, dump: Arc::default() })
     }
 
     async fn link(&self, name: &IfName) -> Result<Option<LinkMessage>, Fault> {
@@ -97,6 +101,7 @@ impl LinuxKernel {
     }
 
     async fn all_links(&self) -> Result<BTreeMap<IfName, Link>, Fault> {
+        let _dump = self.dump.lock().await;
         let failed = |e| refused("cannot list the links", e);
         let messages: Vec<_> = self.netlink.link().get().execute().try_collect().await.map_err(failed)?;
         let mut links = link::resolve(messages.iter().filter_map(link::parse).collect());
@@ -285,6 +290,7 @@ impl LinuxKernel {
 
     /// Whether packets to an IPv6 address of a link are for this host.
     async fn is_local(&self, index: u32, address: IpAddr) -> Result<bool, rtnetlink::Error> {
+        let _dump = self.dump.lock().await;
         let all = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
         let mut routes = self.netlink.route().get(all).execute();
         let mut found = false;
@@ -296,10 +302,12 @@ impl LinuxKernel {
 
     async fn copy_neighbours(&self, from: &IfName, to: &IfName) -> Result<(), Fault> {
         let (source, target) = (self.index(from).await?, self.index(to).await?);
-        let mut dump = self.netlink.neighbours().get().execute();
-        while let Some(message) =
-            dump.try_next().await.map_err(|e| refused("cannot list the neighbours", e))?
-        {
+        let known: Vec<_> = {
+            let _dump = self.dump.lock().await;
+            let dump = self.netlink.neighbours().get().execute();
+            dump.try_collect().await.map_err(|e| refused("cannot list the neighbours", e))?
+        };
+        for message in known {
             let Some((address, mac)) = neighbour(&message).filter(|_| message.header.ifindex == source)
             else {
                 continue;

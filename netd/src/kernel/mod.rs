@@ -9,6 +9,7 @@ mod route;
 mod ruleset;
 mod sysctl;
 mod tap;
+pub mod watch;
 
 pub use linux::LinuxKernel;
 
@@ -227,6 +228,35 @@ pub enum Action {
         /// What to write.
         value: String,
     },
+}
+
+impl Action {
+    /// The change in a few words, for a log line.
+    #[must_use]
+    pub fn what(&self) -> String {
+        match self {
+            Self::CreateBridge { name, .. } => format!("bridge `{name}` is missing"),
+            Self::CreateTap(spec) => format!("tap `{}` is missing", spec.name),
+            Self::RepairTap(spec) => {
+                format!("tap `{}` is not a guarded port of `{}`", spec.name, spec.bridge)
+            }
+            Self::DeleteLink(name) => format!("link `{name}` is not as it was made"),
+            Self::SetAlias(name, _) => format!("link `{name}` has lost its mark"),
+            Self::SetMtu(name, _) => format!("link `{name}` has another MTU"),
+            Self::SetMac(name, _) => format!("link `{name}` has another MAC"),
+            Self::SetUp(name, _) => format!("link `{name}` is down"),
+            Self::SetMaster(name, _) => format!("link `{name}` is on another bridge"),
+            Self::AddAddress(name, address) => format!("`{name}` has no address {}", address.net),
+            Self::DeleteAddress(name, address) => format!("`{name}` has address {}", address.net),
+            Self::CopyNeighbours { to, .. } => format!("`{to}` knows no neighbours"),
+            Self::AddRoute(name, route) => format!("`{name}` has no route to {}", route.destination),
+            Self::DeleteRoute(name, route) => format!("`{name}` has a route to {}", route.destination),
+            Self::ReplaceTables { .. } => "the rules are missing or were changed".to_owned(),
+            Self::ChangeElements { .. } => "members of the sets are missing or too many".to_owned(),
+            Self::RemoveTables => "the tables are there without need".to_owned(),
+            Self::SetSysctl { key, .. } => format!("sysctl `{key}` has another value"),
+        }
+    }
 }
 
 /// How the host behaves on a bridge.

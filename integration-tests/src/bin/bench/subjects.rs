@@ -123,7 +123,8 @@ impl<'a> Bare<'a> {
     /// - The listening sockets of monitors and serial port, and the tap, were inherited from vmd by their
     ///   descriptors. Here QEMU makes such sockets by `path=` and opens a tap of netd by `ifname=`, made beforehand.
     /// - `-S` is left out: the guest runs at once, where vmd says `cont` when it has the monitor.
-    /// - `-daemonize -pidfile`: QEMU returns when the machine is built.
+    /// - `-daemonize -pidfile`: QEMU returns when the machine is built. It forks and makes a session after it has
+    ///   locked itself in, so that `-sandbox` allows that here.
     pub fn like_the_machine(world: &'a World, kvmctl: &Kvmctl<'_>) -> Self {
         let dir = world.dir.join("bare");
         fs::create_dir(&dir).expect("folder");
@@ -176,6 +177,11 @@ fn adapted(word: &str, tap: &str) -> String {
     if let Some(socket) = word.strip_prefix("socket,id=") {
         let id = socket.split(',').next().unwrap_or_default();
         return format!("socket,id={id},path={id}.sock,server=on,wait=off");
+    }
+    if word.contains(",spawn=deny") {
+        return word
+            .replace("spawn=deny", "spawn=allow")
+            .replace("elevateprivileges=deny", "elevateprivileges=allow");
     }
     match serde_json::from_str::<Value>(word) {
         Ok(mut netdev) if netdev["type"] == "tap" => {
