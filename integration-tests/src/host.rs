@@ -25,6 +25,8 @@ pub struct TestHost {
     pub lan: Netns,
     /// Everything the daemons keep.
     pub dir: TempDir,
+    /// Another program in QEMU's place.
+    pub qemu: Option<String>,
     /// More environment for daemons and clients.
     pub environment: Vec<(String, String)>,
     netd: Option<Child>,
@@ -77,7 +79,7 @@ impl TestHost {
         for program in ["netd", "kvmctl"] {
             link_or_copy(&program_path(program), &dir.path().join(program));
         }
-        Self { netns, lan, dir, environment: Vec::new(), netd: None, vmd: None }
+        Self { netns, lan, dir, qemu: None, environment: Vec::new(), netd: None, vmd: None }
     }
 
     /// A host with netd running.
@@ -168,6 +170,9 @@ impl TestHost {
                 "--accel",
                 "tcg",
             ]);
+        if let Some(qemu) = &self.qemu {
+            command.args(["--qemu", qemu]);
+        }
         self.vmd = Some(self.start(command, "vmd.log", &socket));
     }
 

@@ -4,8 +4,9 @@ use integration_tests::{guest::Guest, host::TestHost, wait};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
-/// Figure of the promise; what a run took is printed.
-const SOON: Duration = Duration::from_secs(1);
+/// What a run took is printed, and is under a second where nothing else runs. The bound here is far below the 30 s of
+/// the resync, so that it is the notification that is tested.
+const SOON: Duration = Duration::from_secs(15);
 
 /// One table in a form that is equal exactly when its rules and members are; empty if there is none.
 fn rules(host: &TestHost, family: &str) -> String {
@@ -111,7 +112,8 @@ fn damage_to_links_and_rules_is_repaired_and_foreign_objects_stay() {
         );
         slowest = slowest.max(begin.elapsed());
     }
-    println!("{} kinds of damage repaired, the slowest in {slowest:?} (promise: {SOON:?})", damage.len());
+    println!("{} kinds of damage repaired, the slowest in {slowest:?}", damage.len());
+    assert!(slowest < SOON, "repaired by the resync only: {slowest:?}");
     assert!(host.netns.succeeds("ip address show theirs | grep -q 10.88.0.1/24"));
 }
 
