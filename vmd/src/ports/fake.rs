@@ -10,6 +10,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+const FOREIGN: &str = "foreign";
+
 /// A netd that is only memory. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct FakePorts(Arc<Mutex<Inner>>);
@@ -34,6 +36,11 @@ impl FakePorts {
     /// From now on every call fails as if netd were not there, or no longer does.
     pub fn set_down(&self, down: bool) {
         self.inner().down = down;
+    }
+
+    /// Somebody else makes a port; its uid is `foreign`.
+    pub fn take(&self, resource: &str) {
+        self.inner().ports.insert(resource.to_owned(), FOREIGN.to_owned());
     }
 
     /// Names of the ports there are.
@@ -66,6 +73,9 @@ impl Ports for FakePorts {
 
     async fn create(&self, port: &PortRequest) -> Result<Port, Fault> {
         let mut inner = self.up()?;
+        if inner.ports.get(&port.resource).is_some_and(|uid| uid == FOREIGN) {
+            return Err(Fault::new(Kind::AlreadyExists, "PORT_EXISTS", "there is one with another spec"));
+        }
         inner.made += 1;
         let fresh = format!("uid-{}", inner.made);
         let uid = inner.ports.entry(port.resource.clone()).or_insert(fresh).clone();

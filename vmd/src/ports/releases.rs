@@ -62,9 +62,15 @@ impl<P: Ports> Releases<P> {
             let mut pending = self.pending.lock().await;
             let record = PortRecord { vm: request.vm.clone(), uid: None };
             self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
-            pending.remove(&request.resource);
+            let before = pending.remove(&request.resource);
             drop(pending);
-            self.ports.create(request).await
+            match self.ports.create(request).await {
+                Err(fault) if fault.kind() == Kind::AlreadyExists => {
+                    self.disown(request, before).await?;
+                    Err(fault)
+                }
+                result => result,
+            }
         });
         let port = made.await.unwrap_or_else(|_| {
             let message =
@@ -75,6 +81,16 @@ impl<P: Ports> Releases<P> {
         let record = PortRecord { vm: request.vm.clone(), uid: Some(port.uid.clone()) };
         self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
         Ok(port)
+    }
+
+    /// netd has another port of that name, which somebody else made or an earlier machine left: only the one that was
+    /// to be deleted `before` is still ours.
+    async fn disown(&self, request: &PortRequest, before: Option<Option<String>>) -> Result<(), Fault> {
+        let op = match before {
+            Some(uid) => Op::put(KIND_PORT, &request.resource, &PortRecord { vm: request.vm.clone(), uid })?,
+            None => Op::delete(KIND_PORT, &request.resource),
+        };
+        self.store.commit(vec![op]).await
     }
 
     /// Deletes ports now if netd is there, and later if it is not. Their uids are those recorded.
@@ -207,6 +223,24 @@ mod test {
         let mut pending = releases.pending.lock().await;
         releases.delete_all(&mut pending).await.unwrap();
         assert_eq!(fake.ports(), [request().resource]);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_somebody_else_made_is_not_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let fake = FakePorts::default();
+        fake.take(&request().resource);
+        let releases = Releases::new(store.clone(), fake.clone(), BTreeMap::new());
+        assert_eq!(releases.create(&request()).await.unwrap_err().kind(), Kind::AlreadyExists);
+        releases.release(&[request().resource]).await;
+        assert_eq!((fake.ports(), recorded(&store).await), (vec![request().resource], 0));
+        // One of our own, whose delete was on its way, goes all the same.
+        let old = BTreeMap::from([(request().resource, Some("foreign".to_owned()))]);
+        let releases = Releases::new(store.clone(), fake.clone(), old);
+        releases.create(&request()).await.unwrap_err();
+        releases.release(&[request().resource]).await;
+        assert_eq!((fake.ports(), recorded(&store).await), (vec![], 0));
     }
 
     #[tokio::test]
