@@ -23,6 +23,7 @@ use tokio::{
     },
     sync::{mpsc, oneshot},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 /// Longest line taken; `query-qmp-schema`, which is never asked, would be 200 KiB.
@@ -78,6 +79,8 @@ struct Shared {
     waiting: Mutex<Option<Waiting>>,
     writer: tokio::sync::Mutex<OwnedWriteHalf>,
     next: AtomicU64,
+    /// Ends the reader, so that the machine gets a new connection.
+    broken: CancellationToken,
 }
 
 /// A monitor that is ready for commands. Clones share the connection.
@@ -118,6 +121,7 @@ impl Qmp {
             waiting: Mutex::new(Some(HashMap::new())),
             writer: tokio::sync::Mutex::new(writer),
             next: AtomicU64::new(1),
+            broken: CancellationToken::new(),
         });
         let (sender, events) = mpsc::channel(EVENTS);
         let readers = Arc::clone(&shared);
@@ -202,6 +206,7 @@ impl Drop for CloseUnlessDone<'_> {
     fn drop(&mut self) {
         if !self.done {
             self.shared.waiting().take();
+            self.shared.broken.cancel();
         }
     }
 }
@@ -215,6 +220,7 @@ async fn read_on(lines: &mut Lines, shared: &Shared, events: &mpsc::Sender<Event
             },
             // Nobody listens any more: the machine has a new connection, or none.
             () = events.closed() => return io::Error::other("no longer wanted"),
+            () = shared.broken.cancelled() => return io::Error::other("a command was cut off"),
         };
         if let Some(event) = Event::from_json(&message) {
             if events.send(event).await.is_err() {

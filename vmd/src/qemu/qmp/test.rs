@@ -158,3 +158,18 @@ async fn a_monitor_that_does_not_greet_is_given_up() {
     drop(_listener);
     assert_eq!(Qmp::connect(&path, DEADLINE).await.unwrap_err().reason(), "QMP_CONNECT");
 }
+
+/// As after a storage that hangs for half an hour: probes fill the socket, and QEMU comes back.
+#[tokio::test]
+async fn a_connection_that_a_command_was_cut_off_in_ends() {
+    use futures_util::FutureExt as _;
+    let (qmp, mut events, _deaf) = connected().await;
+    let mut sent = 0;
+    while qmp.execute("query-status", Value::Null).now_or_never().is_none() {
+        sent += 1;
+        assert!(sent < 100_000, "the socket never fills");
+        tokio::task::yield_now().await;
+    }
+    let end = tokio::time::timeout(Duration::from_secs(10), events.recv()).await;
+    assert_eq!(end.expect("nobody would ever connect again"), None);
+}
