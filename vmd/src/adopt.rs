@@ -6,6 +6,7 @@ use crate::{
     qemu::process::{self, Identity, Process},
     start::{self, Context, Live},
 };
+use shared::fault::{Fault, Kind};
 use std::io;
 
 /// What became of a run while there was no vmd.
@@ -18,28 +19,40 @@ pub enum Found {
 }
 
 /// Looks for the process of a run record.
-pub async fn find<P: Ports>(context: &Context<P>, record: &Record, run: Run) -> Found {
+///
+/// # Errors
+/// If it cannot be told whether it is there: to take it for gone would leave a guest that nobody knows of.
+pub async fn find<P: Ports>(context: &Context<P>, record: &Record, run: Run) -> Result<Found, Fault> {
+    let unclear = |error: io::Error| {
+        let message =
+            format!("cannot tell whether QEMU of machine `{}`, process {}, still runs", record.name, run.pid);
+        Fault::new(Kind::FailedPrecondition, "ADOPTION", message)
+            .cause(&error)
+            .hint("check the limits of vmd's user (ulimit -n) and that /proc is mounted, and start vmd again")
+    };
     // Held before it is looked at: what is then found cannot change any more.
     let process = Process::open(run.pid);
     let identity = process::identity(run.pid);
-    if let Err(reason) = same(&run, &identity, process::boot_id().ok().as_deref()) {
-        return Found::Gone(reason);
+    let boot_id = process::boot_id().map_err(unclear)?;
+    if let Some(reason) = ended(&run, identity, &boot_id).map_err(unclear)? {
+        return Ok(Found::Gone(reason));
     }
-    match process {
-        Ok(process) => Found::Alive(Box::new(start::take_over(context, record, run, process).await)),
-        Err(error) => Found::Gone(format!("exit code unknown: QEMU cannot be watched ({error})")),
-    }
+    let process = process.map_err(unclear)?;
+    Ok(Found::Alive(Box::new(start::take_over(context, record, run, process).await)))
 }
 
-/// Whether what has the recorded number is what was recorded; if not, how the run must have ended.
-fn same(run: &Run, found: &io::Result<Identity>, boot_id: Option<&str>) -> Result<(), String> {
-    if boot_id.is_some_and(|boot_id| boot_id != run.boot_id) {
-        return Err("exit code unknown: the host was restarted".into());
+/// How the run must have ended; `None` if what has the recorded number is what was recorded.
+fn ended(run: &Run, found: io::Result<Identity>, boot_id: &str) -> io::Result<Option<String>> {
+    if boot_id != run.boot_id {
+        return Ok(Some("exit code unknown: the host was restarted".into()));
     }
     match found {
-        Ok(found) if found.boot_id == run.boot_id && found.start_ticks == run.start_ticks => Ok(()),
-        Ok(_) | Err(_) => Err("exit code unknown: QEMU ended while vmd was not running".into()),
+        Ok(found) if found.start_ticks == run.start_ticks => return Ok(None),
+        Ok(_) => {}
+        Err(error) if process::is_gone(&error) => {}
+        Err(error) => return Err(error),
     }
+    Ok(Some("exit code unknown: QEMU ended while vmd was not running".into()))
 }
 
 #[cfg(test)]
@@ -72,15 +85,19 @@ mod test {
 
     #[test]
     fn only_the_recorded_process_is_ours() {
-        assert!(same(&run(), &process("boot", 100), Some("boot")).is_ok());
-        let gone = Err(io::ErrorKind::NotFound.into());
-        for (found, boot_id) in
-            [(process("boot", 101), "boot"), (gone, "boot"), (process("other", 100), "boot")]
-        {
-            let reason = same(&run(), &found, Some(boot_id)).unwrap_err();
+        assert_eq!(ended(&run(), process("boot", 100), "boot").unwrap(), None);
+        let gone = [io::ErrorKind::NotFound.into(), rustix::io::Errno::SRCH.into()].map(Err);
+        for found in gone.into_iter().chain([process("boot", 101)]) {
+            let reason = ended(&run(), found, "boot").unwrap().unwrap();
             assert!(reason.contains("while vmd was not running"), "{reason}");
         }
-        let reason = same(&run(), &process("next", 100), Some("next")).unwrap_err();
+        let reason = ended(&run(), process("next", 100), "next").unwrap().unwrap();
         assert!(reason.contains("restarted"), "{reason}");
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_looked_at_is_not_taken_for_gone() {
+        let blind = Err(rustix::io::Errno::MFILE.into());
+        assert!(ended(&run(), blind, "boot").is_err());
     }
 }

@@ -26,6 +26,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 /// Store kind of the number of vmd's lives; it has one record.
@@ -73,17 +74,7 @@ impl<P: Ports> Supervisor<P> {
         let run_dir = private_folder(&config.run_dir, "--run-dir")?;
         let store = Store::open(&state_dir)?;
         let epoch = next_epoch(&store).await?;
-        let mut records = store.load::<Record>(KIND_VM).await?;
-        let runs = store.load::<Run>(KIND_RUN).await?;
-        let exits: BTreeMap<_, _> = store.load::<LastExit>(KIND_EXIT).await?.records.into_iter().collect();
-        let mut broken = std::mem::take(&mut records.broken);
-        broken.extend(runs.broken);
-        for one in &broken {
-            tracing::error!(vm = one.id, why = one.why, "a record cannot be read; it is left as it is");
-        }
-        let mut runs: BTreeMap<_, _> = runs.records.into_iter().collect();
-        let records: Vec<Record> = records.records.into_iter().map(|(_, record)| record).collect();
-        let orphans = orphans(&store, &records, &runs).await?;
+        let Stored { records, mut runs, exits, orphans, broken } = load(&store).await?;
         let launcher = std::env::current_exe()
             .map_err(|e| Fault::internal("cannot find this program's own file").cause(&e))?;
         let context = Arc::new(Context {
@@ -123,7 +114,7 @@ impl<P: Ports> Supervisor<P> {
         let console = self.console(&record.name)?;
         let initial = match run {
             None => Initial::AtRest(exit),
-            Some(run) => match adopt::find(context, &record, run).await {
+            Some(run) => match adopt::find(context, &record, run).await? {
                 Found::Alive(mut live) => {
                     let folder = context.run_folder(&record.name);
                     live.pump = start::attach_console(&folder, Arc::clone(&console)).await;
@@ -187,12 +178,48 @@ impl<P: Ports> Supervisor<P> {
     /// # Errors
     /// ALREADY_EXISTS if the name or a MAC is taken; FAILED_PRECONDITION if the host lacks what the spec names.
     pub async fn create(&self, new: NewVm) -> Result<Arc<Vm>, Fault> {
+        let this = self.clone();
+        self.to_the_end(async move { this.make(new).await }).await
+    }
+
+    async fn make(&self, new: NewVm) -> Result<Arc<Vm>, Fault> {
+        if let Some(vm) = self.made(&new)? {
+            return Ok(vm);
+        }
+        // Before the lock: a file system or a netd that hangs must hold up nobody else.
+        self.check(&new.name, &new.spec)
+            .await
+            .map_err(|e| e.context(format!("cannot create machine `{}`", new.name)))?;
         let _changing = self.0.changing.lock().await;
+        if let Some(vm) = self.made(&new)? {
+            return Ok(vm);
+        }
         let NewVm { name, labels, spec } = new;
-        if let Ok(existing) = self.get(&name) {
+        let macs = self.macs(&name, &spec)?;
+        let now = Timestamp::now();
+        let record = Record {
+            name,
+            uid: Uuid::new_v4(),
+            generation: 1,
+            create_time: now,
+            update_time: now,
+            labels,
+            spec,
+            macs,
+        };
+        let console = self.console(&record.name)?;
+        self.0.context.store.commit(vec![Op::put(KIND_VM, record.name.as_str(), &record)?]).await?;
+        let handle = self.add(record, console, Initial::AtRest(LastExit::default()));
+        Ok(handle.watch.borrow().clone())
+    }
+
+    /// The machine that a create asks for, if it is there already.
+    fn made(&self, new: &NewVm) -> Result<Option<Arc<Vm>>, Fault> {
+        let NewVm { name, spec, .. } = new;
+        if let Ok(existing) = self.get(name) {
             let vm = existing.watch.borrow().clone();
-            if vm.record.spec == spec {
-                return Ok(vm);
+            if vm.record.spec == *spec {
+                return Ok(Some(vm));
             }
             return Err(Fault::new(
                 Kind::AlreadyExists,
@@ -209,23 +236,19 @@ impl<P: Ports> Supervisor<P> {
             )
             .hint("start the vmd that wrote it, or choose another name"));
         }
-        let macs = self.macs(&name, &spec)?;
-        self.check(&name, &spec).await.map_err(|e| e.context(format!("cannot create machine `{name}`")))?;
-        let now = Timestamp::now();
-        let record = Record {
-            name,
-            uid: Uuid::new_v4(),
-            generation: 1,
-            create_time: now,
-            update_time: now,
-            labels,
-            spec,
-            macs,
-        };
-        let console = self.console(&record.name)?;
-        self.0.context.store.commit(vec![Op::put(KIND_VM, record.name.as_str(), &record)?]).await?;
-        let handle = self.add(record, console, Initial::AtRest(LastExit::default()));
-        Ok(handle.watch.borrow().clone())
+        Ok(None)
+    }
+
+    /// Carries out `work` even if whoever asked for it goes away: half of it would leave disk and memory apart.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.0
+            .tasks
+            .spawn(work.instrument(Span::current()))
+            .await
+            .map_err(|e| Fault::internal("the task that makes and removes machines died").cause(&e))?
     }
 
     /// All that can be known before a start.
@@ -269,10 +292,14 @@ impl<P: Ports> Supervisor<P> {
     /// # Errors
     /// NOT_FOUND if there is none, FAILED_PRECONDITION if it runs.
     pub async fn delete(&self, name: &Name) -> Result<(), Fault> {
-        let _changing = self.0.changing.lock().await;
-        self.get(name)?.carry_out(Verb::Delete).await?;
-        self.vms().remove(name);
-        Ok(())
+        let (this, name) = (self.clone(), name.clone());
+        let work = async move {
+            let _changing = this.0.changing.lock().await;
+            this.get(&name)?.carry_out(Verb::Delete).await?;
+            this.vms().remove(&name);
+            Ok(())
+        };
+        self.to_the_end(work).await
     }
 
     /// This host's QEMU.
@@ -335,23 +362,45 @@ fn choose_macs(name: &Name, spec: &Spec, taken: &BTreeMap<Mac, Name>) -> Result<
     Ok(macs)
 }
 
-/// Ports whose machines do not run: whatever was meant to delete them did not get to it.
-async fn orphans(
-    store: &Store,
-    records: &[Record],
-    runs: &BTreeMap<String, Run>,
-) -> Result<BTreeMap<String, Option<String>>, Fault> {
+/// What an earlier vmd left on disk.
+struct Stored {
+    records: Vec<Record>,
+    runs: BTreeMap<String, Run>,
+    exits: BTreeMap<String, LastExit>,
+    /// Ports whose machines do not run, and their uids: whatever was meant to delete them did not get to it.
+    orphans: BTreeMap<String, Option<String>>,
+    broken: Vec<Broken>,
+}
+
+/// Reads it. The guest of a machine with a broken record may run: such a machine is neither shown, nor started again,
+/// nor do its ports count as orphans.
+async fn load(store: &Store) -> Result<Stored, Fault> {
+    let records = store.load::<Record>(KIND_VM).await?;
+    let runs = store.load::<Run>(KIND_RUN).await?;
+    let mut broken = records.broken;
+    broken.extend(runs.broken);
+    for one in &broken {
+        tracing::error!(vm = one.id, why = one.why, "a record cannot be read; it is left as it is");
+    }
+    let whole = |name: &Name| broken.iter().all(|broken| broken.id != name.as_str());
+    let runs: BTreeMap<_, _> = runs.records.into_iter().collect();
+    let records: Vec<Record> =
+        records.records.into_iter().map(|(_, record)| record).filter(|record| whole(&record.name)).collect();
     let used: BTreeSet<String> = records
         .iter()
         .filter(|record| runs.contains_key(record.name.as_str()))
         .flat_map(start::port_names)
         .collect();
-    let ports = store.load::<PortRecord>(KIND_PORT).await?.records;
-    Ok(ports
+    let orphans = store
+        .load::<PortRecord>(KIND_PORT)
+        .await?
+        .records
         .into_iter()
-        .filter(|(name, _)| !used.contains(name))
-        .map(|(name, port)| (name, port.uid))
-        .collect())
+        .filter(|(resource, port)| whole(&port.vm) && !used.contains(resource))
+        .map(|(resource, port)| (resource, port.uid))
+        .collect();
+    let exits = store.load::<LastExit>(KIND_EXIT).await?.records.into_iter().collect();
+    Ok(Stored { records, runs, exits, orphans, broken })
 }
 
 async fn next_epoch(store: &Store) -> Result<i64, Fault> {
@@ -374,6 +423,8 @@ fn private_folder(path: &Path, option: &str) -> Result<PathBuf, Fault> {
             .hint(format!("make it vmd's user's own, or choose another one with {option}"))
     };
     let path = std::path::absolute(path).map_err(|e| failed(&e))?;
+    // Those above it are other daemons' way to theirs.
+    path.parent().map_or(Ok(()), fs::create_dir_all).map_err(|e| failed(&e))?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|e| failed(&e))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(|e| failed(&e))?;
     Ok(path)

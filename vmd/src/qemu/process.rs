@@ -50,6 +50,12 @@ pub fn identity(pid: u32) -> io::Result<Identity> {
     Ok(Identity { boot_id: boot_id()?, start_ticks })
 }
 
+/// Whether the error means that there is no such process.
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::SRCH)
+}
+
 /// Field 22. The second field is the program's name in parentheses, and may contain both blanks and parentheses.
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;

@@ -1,5 +1,11 @@
 use super::*;
-use crate::model::{Nic, NicModel};
+use crate::{
+    model::{Nic, NicModel},
+    ports::FakePorts,
+};
+use clap::Parser as _;
+use futures_util::FutureExt as _;
+use std::time::Duration;
 
 fn spec(macs: &[Option<&str>]) -> Spec {
     let nic = |mac: &Option<&str>| Nic {
@@ -39,4 +45,67 @@ fn a_mac_of_another_machine_is_refused_by_its_name() {
     let fault = choose_macs(&"web".parse().unwrap(), &spec(&[Some(mac)]), &taken).unwrap_err();
     assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "MAC_TAKEN"));
     assert!(fault.to_string().contains("`other`"));
+}
+
+async fn open(dir: &Path, ports: FakePorts) -> Supervisor<FakePorts> {
+    let (state, run) = (dir.join("state"), dir.join("run"));
+    let config = Config::parse_from([
+        Path::new("vmd"),
+        Path::new("--state-dir"),
+        &state,
+        Path::new("--run-dir"),
+        &run,
+    ]);
+    Supervisor::open(&config, ports, CancellationToken::new()).await.unwrap()
+}
+
+fn new(name: &str, spec: Spec) -> NewVm {
+    NewVm { name: name.parse().unwrap(), labels: BTreeMap::new(), spec }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_leaves_no_half_made_or_half_removed_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let supervisor = open(dir.path(), FakePorts::default()).await;
+    let name: Name = "web".parse().unwrap();
+    let settled = async |there: bool| {
+        let seen = async {
+            while supervisor.get(&name).is_ok() != there {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), seen).await.expect("half done");
+    };
+    assert!(supervisor.create(new("web", spec(&[]))).now_or_never().is_none());
+    settled(true).await;
+    assert!(supervisor.delete(&name).now_or_never().is_none());
+    settled(false).await;
+    let records = supervisor.0.context.store.load::<Record>(KIND_VM).await.unwrap().records;
+    assert!(records.is_empty(), "{records:?}");
+}
+
+/// What a vmd of a later version wrote may belong to a guest that runs.
+#[tokio::test]
+async fn a_machine_with_a_broken_record_is_left_alone_with_its_ports() {
+    for kind in [KIND_VM, KIND_RUN] {
+        let dir = tempfile::tempdir().unwrap();
+        let lan = "lan".parse().unwrap();
+        let ports = FakePorts::with_networks([lan]);
+        let supervisor = open(dir.path(), ports.clone()).await;
+        supervisor.create(new("web", spec(&[None]))).await.unwrap();
+        let context = &supervisor.0.context;
+        let port = "networks/lan/ports/web-0";
+        ports.take(port);
+        let record = PortRecord { vm: "web".parse().unwrap(), uid: Some("foreign".into()) };
+        let ops = vec![
+            Op::put(KIND_PORT, port, &record).unwrap(),
+            Op::put(kind, "web", &"of a later version").unwrap(),
+        ];
+        context.store.commit(ops).await.unwrap();
+        let runs = BTreeMap::new();
+        let state = load(&context.store).await.unwrap();
+        assert!(state.records.is_empty(), "{kind}: a second QEMU could be started");
+        assert!(state.orphans.is_empty(), "{kind}: a running guest would lose its port");
+        assert_eq!((state.broken.len(), state.runs), (1, runs));
+    }
 }
