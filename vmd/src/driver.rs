@@ -17,7 +17,7 @@ use crate::{
         process::{Exit, Process},
         qmp::{self, Qmp},
     },
-    start::{self, Context, Live, Monitor},
+    start::{self, Context, Live, Monitor, Reunion},
 };
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use ops::{Done, Op};
@@ -148,7 +148,7 @@ struct Driver<P: Ports> {
     launch: Option<(Launch, CancellationToken)>,
     held: Option<Held>,
     monitor: Option<Monitor>,
-    reconnect: Option<BoxFuture<'static, Result<Monitor, Fault>>>,
+    reconnect: Option<BoxFuture<'static, Result<Reunion, Fault>>>,
     ops: FuturesUnordered<BoxFuture<'static, Done>>,
     probing: bool,
     /// End of the present stage of a stop.
@@ -230,7 +230,7 @@ impl<P: Ports> Driver<P> {
                 result = next_launch(&mut self.launch) => self.launched(result).await,
                 exit = next_exit(self.held.as_ref()) => self.exited(exit).await,
                 event = next_event(&mut self.monitor) => self.told(event).await,
-                monitor = next_monitor(&mut self.reconnect) => self.reconnected(monitor),
+                reunion = next_reunion(&mut self.reconnect) => self.reconnected(reunion).await,
                 Some(done) = self.ops.next() => self.done(done).await,
                 () = at(self.deadline) => {
                     self.deadline = None;
@@ -244,10 +244,8 @@ impl<P: Ports> Driver<P> {
     }
 
     async fn command(&mut self, command: Command) {
-        if let Verb::Stop(Some(timeout)) = command.verb
-            && !matches!(self.state, State::Stopping(_))
-        {
-            self.deadline = Some(Instant::now() + timeout);
+        if let Verb::Stop(Some(timeout)) = command.verb {
+            self.deadline = stop_deadline(self.state, self.deadline, Instant::now() + timeout);
         }
         self.feed(command.verb.event(), Some((command.verb, command.reply))).await;
     }
@@ -350,18 +348,21 @@ impl<P: Ports> Driver<P> {
 
     fn begin_reconnect(&mut self, pause: Duration) {
         let folder = self.context.run_folder(&self.record.name);
+        let record = self.record.clone();
         self.reconnect = Some(Box::pin(async move {
             tokio::time::sleep(pause).await;
-            start::reconnect(folder).await
+            start::reconnect(&record, folder).await
         }));
     }
 
-    fn reconnected(&mut self, result: Result<Monitor, Fault>) {
+    async fn reconnected(&mut self, result: Result<Reunion, Fault>) {
         self.reconnect = None;
         match result {
-            Ok(monitor) => {
+            Ok(Reunion { monitor, paused, vnc_address }) => {
                 self.monitor = Some(monitor);
-                self.probe();
+                self.status.vnc_address = vnc_address;
+                self.status.unresponsive = false;
+                self.feed(if paused { Event::VcpusStopped } else { Event::VcpusResumed }, None).await;
             }
             Err(_) => self.begin_reconnect(RECONNECT),
         }
@@ -412,6 +413,16 @@ impl<P: Ports> Driver<P> {
     }
 }
 
+/// When a stop gets harder, after one more client wanted that at `wanted`: who has less patience than the first is
+/// not made to wait for that one's hour.
+fn stop_deadline(state: State, now: Option<Instant>, wanted: Instant) -> Option<Instant> {
+    match state {
+        State::Stopping(Stage::Asked) => Some(now.map_or(wanted, |now| now.min(wanted))),
+        State::Stopping(_) => now,
+        _ => Some(wanted),
+    }
+}
+
 async fn next_launch(launch: &mut Option<(Launch, CancellationToken)>) -> Result<Live, Fault> {
     match launch {
         Some((launch, _)) => launch.await,
@@ -433,9 +444,9 @@ async fn next_event(monitor: &mut Option<Monitor>) -> Option<qmp::Event> {
     }
 }
 
-async fn next_monitor(
-    reconnect: &mut Option<BoxFuture<'static, Result<Monitor, Fault>>>,
-) -> Result<Monitor, Fault> {
+async fn next_reunion(
+    reconnect: &mut Option<BoxFuture<'static, Result<Reunion, Fault>>>,
+) -> Result<Reunion, Fault> {
     match reconnect {
         Some(reconnect) => reconnect.await,
         None => pending().await,
@@ -446,5 +457,22 @@ async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_least_patient_client_decides_when_a_stop_gets_harder() {
+        let soon = Instant::now();
+        let late = soon + Duration::from_secs(3600);
+        let asked = State::Stopping(Stage::Asked);
+        assert_eq!(stop_deadline(State::Running, None, late), Some(late));
+        assert_eq!(stop_deadline(asked, Some(late), soon), Some(soon));
+        assert_eq!(stop_deadline(asked, Some(soon), late), Some(soon));
+        // From `quit` on the times are vmd's own.
+        assert_eq!(stop_deadline(State::Stopping(Stage::Quitting), Some(soon), late), Some(soon));
     }
 }

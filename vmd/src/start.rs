@@ -399,15 +399,28 @@ async fn vnc_address(record: &Record, folder: &Path, qmp: &Qmp) -> Result<String
     }
 }
 
+/// A running QEMU that answers again, and what it says of itself.
+#[derive(Debug)]
+pub struct Reunion {
+    /// The new connection.
+    pub monitor: Monitor,
+    /// The virtual CPUs stand still.
+    pub paused: bool,
+    /// Where VNC is served; empty if it is not.
+    pub vnc_address: String,
+}
+
 /// Connects to a QEMU that runs, by its first monitor, or by its second where somebody holds the first.
 ///
 /// # Errors
-/// UNAVAILABLE if it answers on neither.
-pub async fn reconnect(folder: PathBuf) -> Result<Monitor, Fault> {
-    match Qmp::connect(&folder.join(MONITORS[0]), ADOPTION).await {
-        Ok(monitor) => Ok(monitor),
-        Err(_) => Qmp::connect(&folder.join(MONITORS[1]), qmp::DEADLINE).await,
-    }
+/// UNAVAILABLE if it answers on neither, or not to what it is then asked.
+pub async fn reconnect(record: &Record, folder: PathBuf) -> Result<Reunion, Fault> {
+    let monitor = match Qmp::connect(&folder.join(MONITORS[0]), ADOPTION).await {
+        Ok(monitor) => monitor,
+        Err(_) => Qmp::connect(&folder.join(MONITORS[1]), qmp::DEADLINE).await?,
+    };
+    let (paused, vnc_address) = settle(record, &folder, &monitor.0).await?;
+    Ok(Reunion { monitor, paused, vnc_address })
 }
 
 /// Takes over a process that was found to be the recorded one.
@@ -423,13 +436,9 @@ pub async fn take_over<P: Ports>(context: &Context<P>, record: &Record, run: Run
         paused: false,
         adopted: true,
     };
-    match reconnect(folder.clone()).await {
-        Ok(monitor) => {
-            match settle(record, &folder, &monitor.0).await {
-                Ok((paused, vnc)) => (live.paused, live.vnc_address) = (paused, vnc),
-                Err(fault) => tracing::warn!(vm = %record.name, error = fault.chain(), "QEMU answers badly"),
-            }
-            live.monitor = Some(monitor);
+    match reconnect(record, folder).await {
+        Ok(Reunion { monitor, paused, vnc_address }) => {
+            (live.monitor, live.paused, live.vnc_address) = (Some(monitor), paused, vnc_address);
         }
         Err(fault) => tracing::warn!(vm = %record.name, error = fault.chain(), "QEMU does not answer"),
     }
@@ -457,3 +466,6 @@ pub async fn attach_console(folder: &Path, console: Arc<Console>) -> Option<Pump
         }
     }
 }
+
+#[cfg(test)]
+mod test;
