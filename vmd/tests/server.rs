@@ -218,6 +218,23 @@ async fn a_console_has_one_writer_and_any_number_of_viewers() {
 }
 
 #[tokio::test]
+async fn a_vmd_that_ends_does_not_say_that_its_machines_are_gone() {
+    let mut vmd = Daemon::start().await;
+    vmd.create("web", spec(&[])).await.expect("create");
+    let mut logs = Vec::new();
+    // Many, since it is a race.
+    for _ in 0..32 {
+        let request = ReadConsoleLogRequest { name: "vms/web".into(), offset: 0, follow: true };
+        logs.push(vmd.client.read_console_log(request).await.expect("log").into_inner());
+    }
+    vmd.stop.cancel();
+    for mut log in logs {
+        let end = log.next().await.expect("end").expect_err("vmd ends");
+        assert_eq!(end.code(), tonic::Code::Unavailable);
+    }
+}
+
+#[tokio::test]
 async fn a_run_that_ended_without_vmd_is_recorded_as_that() {
     let mut vmd = Daemon::start().await;
     vmd.create("web", spec(&[])).await.expect("create");

@@ -43,8 +43,10 @@ pub(super) fn log(view: View, follow: bool) -> Chunks {
     tokio::spawn(async move {
         let stop = view.stop.clone();
         let result = tokio::select! {
-            result = output(view, follow, &sender) => result,
+            // First: the end of vmd ends the machine's watch too, which must not be taken for its deletion.
+            biased;
             () = stop.cancelled() => Err(ending()),
+            result = output(view, follow, &sender) => result,
             () = sender.closed() => return,
         };
         finish(&sender, result).await;
@@ -58,9 +60,10 @@ pub(super) fn attach(view: View, stream: Streaming<AttachConsoleRequest>, writer
     tokio::spawn(async move {
         let stop = view.stop.clone();
         let result = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(ending()),
             result = output(view, true, &sender) => result,
             result = input(stream, writer) => result,
-            () = stop.cancelled() => Err(ending()),
             () = sender.closed() => return,
         };
         finish(&sender, result).await;
