@@ -90,11 +90,7 @@ impl Store {
             .cause(error)
             .hint("choose another folder with --state-dir, or put its backup back")
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|e| failed("make the folder of", &e))?;
+        make_private(dir).map_err(|e| failed("make the folder of", &e))?;
         let lock = lock(dir)?;
         let path = dir.join(FILE);
         let created = !path.exists();
@@ -205,6 +201,14 @@ impl Store {
     }
 }
 
+/// Only the last folder is private: those above it are other daemons' way to theirs.
+fn make_private(dir: &Path) -> std::io::Result<()> {
+    if let Some(above) = dir.parent() {
+        fs::create_dir_all(above)?;
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
 fn lock(dir: &Path) -> Result<File, Fault> {
     let path: PathBuf = dir.join("lock");
     let failed = |error: &dyn std::error::Error| {
@@ -304,6 +308,20 @@ mod test {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn only_the_last_folder_is_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let common = dir.path().join("common");
+        let _store = Store::open(&common.join("own")).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&common.join("own")), 0o700);
+        // 0755 or what the umask leaves of it, which a folder made beside it shows.
+        let plain = dir.path().join("plain");
+        fs::create_dir(&plain).unwrap();
+        assert_eq!(mode(&common), mode(&plain));
     }
 
     #[tokio::test]
