@@ -4,6 +4,7 @@ pub mod console;
 pub mod host;
 pub mod network;
 pub mod port;
+mod resource;
 pub mod vm;
 
 use crate::{

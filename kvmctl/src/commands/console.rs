@@ -1,6 +1,6 @@
 //! `kvmctl vm console` and `kvmctl vm log`.
 
-use super::vm::resource;
+use super::resource;
 use crate::{
     client::{Clients, DEADLINE},
     output::{Printer, Stop},
@@ -57,7 +57,7 @@ pub async fn log(
 }
 
 async fn read_log(name: &Name, follow: bool, clients: &Clients) -> Result<Streaming<ConsoleChunk>, Fault> {
-    let request = ReadConsoleLogRequest { name: resource(name), offset: 0, follow };
+    let request = ReadConsoleLogRequest { name: resource::vm(name), offset: 0, follow };
     clients.vmd.call(DEADLINE, clients.vms()?.read_console_log(request)).await
 }
 
@@ -120,7 +120,7 @@ pub async fn attach(name: &Name, clients: &Clients, printer: &mut Printer<'_>) -
 }
 
 fn open(name: &Name, offset: u64) -> AttachConsoleRequest {
-    let open = ConsoleOpen { name: resource(name), offset: Some(offset), read_only: false };
+    let open = ConsoleOpen { name: resource::vm(name), offset: Some(offset), read_only: false };
     AttachConsoleRequest { message: Some(Message::Open(open)) }
 }
 

@@ -1,12 +1,13 @@
 //! `kvmctl network`.
 
+use super::resource;
 use crate::{
     cli::{Mode, NetworkCommand},
     client::{Clients, DEADLINE, within},
     output::{Printer, Stop, network::Network},
 };
 use proto::netd::v1::{self as wire, NetworkMode};
-use shared::{fault::Fault, name::Name};
+use shared::fault::Fault;
 
 /// Carries out a command on networks.
 ///
@@ -23,8 +24,11 @@ pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Print
                 uplink: create.uplink.unwrap_or_default(),
                 mtu: create.mtu.unwrap_or_default(),
             };
-            let network =
-                wire::Network { name: resource(&create.name), spec: Some(spec), ..Default::default() };
+            let network = wire::Network {
+                name: resource::network(&create.name),
+                spec: Some(spec),
+                ..Default::default()
+            };
             let request = wire::CreateNetworkRequest { network: Some(network), validate_only: false };
             let mut networks = clients.networks()?;
             let call = networks.create_network(within(DEADLINE, request));
@@ -33,14 +37,14 @@ pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Print
         }
         NetworkCommand::List => printer.list(&all(clients).await?),
         NetworkCommand::Show { name } => {
-            let request = wire::GetNetworkRequest { name: resource(&name) };
+            let request = wire::GetNetworkRequest { name: resource::network(&name) };
             let mut networks = clients.networks()?;
             let call = networks.get_network(within(DEADLINE, request));
             let network: Network = clients.netd.call(DEADLINE, call).await?.into();
             printer.show(&network)
         }
         NetworkCommand::Delete { name, force } => {
-            let request = wire::DeleteNetworkRequest { name: resource(&name), force };
+            let request = wire::DeleteNetworkRequest { name: resource::network(&name), force };
             let mut networks = clients.networks()?;
             let call = networks.delete_network(within(DEADLINE, request));
             clients.netd.call(DEADLINE, call).await?;
@@ -67,10 +71,6 @@ pub async fn all(clients: &Clients) -> Result<Vec<Network>, Fault> {
         }
         page_token = page.next_page_token;
     }
-}
-
-pub(super) fn resource(name: &Name) -> String {
-    format!("networks/{name}")
 }
 
 fn mode(mode: Mode) -> NetworkMode {

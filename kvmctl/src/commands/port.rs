@@ -1,6 +1,6 @@
 //! `kvmctl port`.
 
-use super::network;
+use super::resource;
 use crate::{
     cli::{OnOff, PortCommand},
     client::{Clients, DEADLINE, within},
@@ -23,7 +23,7 @@ pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<
             };
             let mac = create.mac.map(|mac| mac.to_string()).unwrap_or_default();
             let port = wire::Port {
-                name: resource(&create.network, &create.name),
+                name: resource::port(&create.network, &create.name),
                 spec: Some(wire::PortSpec { mac, filter: filter.into() }),
                 ..Default::default()
             };
@@ -35,14 +35,14 @@ pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<
         }
         PortCommand::List { network } => printer.list(&all(clients, network.as_ref()).await?),
         PortCommand::Show(port) => {
-            let request = wire::GetPortRequest { name: resource(&port.network, &port.name) };
+            let request = wire::GetPortRequest { name: resource::port(&port.network, &port.name) };
             let mut ports = clients.ports()?;
             let call = ports.get_port(within(DEADLINE, request));
             let port: Port = clients.netd.call(DEADLINE, call).await?.into();
             printer.show(&port)
         }
         PortCommand::Delete(port) => {
-            let name = resource(&port.network, &port.name);
+            let name = resource::port(&port.network, &port.name);
             let request = wire::DeletePortRequest { name, uid: String::new() };
             let mut ports = clients.ports()?;
             let call = ports.delete_port(within(DEADLINE, request));
@@ -57,7 +57,7 @@ pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<
 /// # Errors
 /// What netd said.
 pub async fn all(clients: &Clients, of: Option<&Name>) -> Result<Vec<Port>, Fault> {
-    let parent = of.map_or_else(|| "networks/-".to_owned(), network::resource);
+    let parent = of.map_or_else(|| "networks/-".to_owned(), resource::network);
     let mut found = Vec::new();
     let mut page_token = String::new();
     loop {
@@ -71,8 +71,4 @@ pub async fn all(clients: &Clients, of: Option<&Name>) -> Result<Vec<Port>, Faul
         }
         page_token = page.next_page_token;
     }
-}
-
-fn resource(network: &Name, name: &Name) -> String {
-    format!("networks/{network}/ports/{name}")
 }

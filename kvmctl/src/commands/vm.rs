@@ -1,6 +1,6 @@
 //! `kvmctl vm`, except the console.
 
-use super::console;
+use super::{console, resource};
 use crate::{
     cli::{CreateVm, Goal, VmCommand, VmName, VncChoice},
     client::{Clients, DEADLINE, MARGIN, within},
@@ -48,28 +48,28 @@ pub async fn run(command: VmCommand, clients: &Clients, printer: &mut Printer<'_
             printer.changed("vm", "stopped", &vm)
         }
         VmCommand::Reset(VmName { name }) => {
-            let request = within(DEADLINE, wire::ResetVmRequest { name: resource(&name) });
+            let request = within(DEADLINE, wire::ResetVmRequest { name: resource::vm(&name) });
             let vm = clients.vmd.call(DEADLINE, clients.vms()?.reset_vm(request)).await?;
             printer.changed("vm", "reset", &Vm::from(vm))
         }
         VmCommand::Pause(VmName { name }) => {
-            let request = within(DEADLINE, wire::PauseVmRequest { name: resource(&name) });
+            let request = within(DEADLINE, wire::PauseVmRequest { name: resource::vm(&name) });
             let vm = clients.vmd.call(DEADLINE, clients.vms()?.pause_vm(request)).await?;
             printer.changed("vm", "paused", &Vm::from(vm))
         }
         VmCommand::Resume(VmName { name }) => {
-            let request = within(DEADLINE, wire::ResumeVmRequest { name: resource(&name) });
+            let request = within(DEADLINE, wire::ResumeVmRequest { name: resource::vm(&name) });
             let vm = clients.vmd.call(DEADLINE, clients.vms()?.resume_vm(request)).await?;
             printer.changed("vm", "resumed", &Vm::from(vm))
         }
         VmCommand::Delete(VmName { name }) => {
-            let request = within(DEADLINE, wire::DeleteVmRequest { name: resource(&name) });
+            let request = within(DEADLINE, wire::DeleteVmRequest { name: resource::vm(&name) });
             clients.vmd.call(DEADLINE, clients.vms()?.delete_vm(request)).await?;
             printer.deleted("vm", name.as_str())
         }
         VmCommand::List => printer.list(&all(clients).await?),
         VmCommand::Show(VmName { name }) => {
-            let request = within(DEADLINE, wire::GetVmRequest { name: resource(&name) });
+            let request = within(DEADLINE, wire::GetVmRequest { name: resource::vm(&name) });
             let vm = clients.vmd.call(DEADLINE, clients.vms()?.get_vm(request)).await?;
             printer.show(&Vm::from(vm))
         }
@@ -101,7 +101,7 @@ pub async fn all(clients: &Clients) -> Result<Vec<Vm>, Fault> {
 }
 
 async fn create(asked: CreateVm, clients: &Clients) -> Result<Vm, Fault> {
-    let vm = wire::Vm { name: resource(&asked.name), spec: Some(spec(asked)), ..Default::default() };
+    let vm = wire::Vm { name: resource::vm(&asked.name), spec: Some(spec(asked)), ..Default::default() };
     let request = within(DEADLINE, wire::CreateVmRequest { vm: Some(vm) });
     Ok(clients.vmd.call(DEADLINE, clients.vms()?.create_vm(request)).await?.into())
 }
@@ -139,13 +139,9 @@ async fn stop(name: &Name, timeout: Duration, force: bool, clients: &Clients) ->
         seconds: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(timeout.subsec_nanos()).unwrap_or(0),
     };
-    let request = wire::StopVmRequest { name: resource(name), timeout: Some(timeout), force };
+    let request = wire::StopVmRequest { name: resource::vm(name), timeout: Some(timeout), force };
     let call = within(deadline, request);
     Ok(clients.vmd.call(deadline, clients.vms()?.stop_vm(call)).await?.into())
-}
-
-pub(super) fn resource(name: &Name) -> String {
-    format!("vms/{name}")
 }
 
 /// Whether a state ends the wait.
@@ -217,7 +213,7 @@ async fn watch_once(
     clients: &Clients,
     last: &mut Option<String>,
 ) -> Result<Option<Vm>, Fault> {
-    let request = Request::new(wire::WatchVmRequest { name: resource(name) });
+    let request = Request::new(wire::WatchVmRequest { name: resource::vm(name) });
     let mut stream = clients.vmd.call(DEADLINE, clients.vms()?.watch_vm(request)).await?;
     while let Some(vm) = stream.message().await.map_err(|status| clients.vmd.fault(status))? {
         let state = vm.status.as_ref().map_or(VmState::Unspecified, wire::VmStatus::state);

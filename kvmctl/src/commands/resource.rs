@@ -1,0 +1,18 @@
+//! Resource names, as the API has them.
+
+use shared::name::Name;
+
+/// `networks/NAME`.
+pub fn network(name: &Name) -> String {
+    format!("networks/{name}")
+}
+
+/// `networks/NETWORK/ports/NAME`.
+pub fn port(network: &Name, name: &Name) -> String {
+    format!("networks/{network}/ports/{name}")
+}
+
+/// `vms/NAME`.
+pub fn vm(name: &Name) -> String {
+    format!("vms/{name}")
+}
