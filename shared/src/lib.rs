@@ -2,6 +2,7 @@
 //! It knows gRPC and knows no resource.
 
 pub mod fault;
+pub mod limits;
 pub mod mac;
 pub mod name;
 pub mod serve;

@@ -1,7 +1,7 @@
 //! The program: reads the command line, opens the state, adopts what runs, serves until told to end.
 
 use clap::Parser as _;
-use shared::{fault::Fault, serve, shutdown, socket::Bound, telemetry};
+use shared::{fault::Fault, limits, serve, shutdown, socket::Bound, telemetry};
 use std::{process::ExitCode, time::Duration};
 use vmd::{config::Config, ports::NetdPorts, qemu::launch, server, supervisor::Supervisor};
 
@@ -44,12 +44,17 @@ fn main() -> ExitCode {
 
 async fn run(config: Config) -> Result<(), Fault> {
     let telemetry = telemetry::start("vmd", "info")?;
+    limits::raise_descriptors();
     let stop =
         shutdown::on_signal().map_err(|e| Fault::internal("cannot install signal handlers").cause(&e))?;
     // Bound early, so that a second vmd fails before it looks at anything; served only once all is adopted.
     let bound = Bound::bind(&config.socket, config.group()?)?;
     let ports = NetdPorts::new(&config.netd)?;
-    let supervisor = Supervisor::open(&config, ports, stop.clone()).await?;
+    let supervisor = tokio::select! {
+        supervisor = Supervisor::open(&config, ports, stop.clone()) => supervisor?,
+        // A QEMU that is silent holds the adoption up, but not the end: the next vmd adopts it.
+        () = stop.cancelled() => return Ok(()),
+    };
     let routes = server::routes(supervisor.clone(), stop.clone());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
     let result = serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
