@@ -1,7 +1,6 @@
 //! Unix sockets: who is calling, and how to call.
 
 use crate::fault::{Fault, Kind};
-use rustix::net::sockopt::socket_peercred;
 use std::{
     fs, io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
@@ -23,7 +22,8 @@ pub struct Peer {
     pub uid: u32,
     /// Effective group id.
     pub gid: u32,
-    /// Process id; may be reused by another process later.
+    /// Process id; may be reused by another process later. 0: a process of another PID namespace, such as another
+    /// container's, that has no number in ours.
     pub pid: i32,
 }
 
@@ -38,10 +38,11 @@ impl PeerStream {
     /// Reads the peer's credentials (SO_PEERCRED). Without them the connection is served as nobody's.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        let peer = socket_peercred(&stream).ok().map(|cred| Peer {
-            uid: cred.uid.as_raw(),
-            gid: cred.gid.as_raw(),
-            pid: cred.pid.as_raw_nonzero().get(),
+        // Not rustix's: it fails where the pid is 0.
+        let peer = stream.peer_cred().ok().map(|cred| Peer {
+            uid: cred.uid(),
+            gid: cred.gid(),
+            pid: cred.pid().unwrap_or_default(),
         });
         Self { stream, peer }
     }
