@@ -9,6 +9,7 @@ use netd::{
 };
 use shared::{
     fault::{Fault, Kind},
+    limits,
     serve::serve,
     shutdown,
     socket::{Bound, group_id},
@@ -20,6 +21,7 @@ use tokio::sync::Notify;
 
 fn main() -> ExitCode {
     let config = Config::parse();
+    limits::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(config)),
