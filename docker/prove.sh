@@ -68,10 +68,12 @@ ip -n $NS link set lan0 up
 ip -n $NS route add default via 10.99.0.1
 
 say 'engine'
-# `ip netns exec` would hide the cgroups. The node is 0666, as udev makes it, in this mount namespace only.
+# `ip netns exec` would hide the cgroups. The node is 0666, as udev makes it, and /run is empty, in this mount
+# namespace only.
 mknod -m 666 "$W/tun" c 10 200
 # shellcheck disable=SC2016 # for the inner shell
 nsenter --net=/run/netns/$NS unshare --mount sh -euc 'mount --bind "$1/tun" /dev/net/tun
+    mount -t tmpfs -o mode=755 none /run
     exec /usr/sbin/dockerd --data-root "$1/data" --exec-root "$1/exec" --pidfile "$1/dockerd.pid" \
         --host "unix://$1/docker.sock" --iptables=false --ip6tables=false --bridge=none --cgroup-parent '$NS \
     sh "$W" </dev/null >"$W/dockerd.log" 2>&1 &
