@@ -287,7 +287,7 @@ impl Host {
                 });
                 Observed { links: links.collect(), ..Observed::default() }
             }
-            Scope::All => {
+            Scope::All | Scope::Host => {
                 let mut links = self.links.clone();
                 for (name, route) in &self.routes {
                     if let Some(link) = links.get_mut(name) {
@@ -300,7 +300,11 @@ impl Host {
                     elements: tables.elements.clone(),
                     foreign: tables.instance.is_none(),
                 });
-                Observed { links, sysctls: self.observed_sysctls(), tables: Some(tables) }
+                Observed {
+                    links,
+                    sysctls: self.observed_sysctls(),
+                    tables: (*scope == Scope::All).then_some(tables),
+                }
             }
         }
     }

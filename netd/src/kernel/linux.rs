@@ -139,6 +139,24 @@ impl LinuxKernel {
         Ok(links)
     }
 
+    /// All links and host-wide sysctls.
+    async fn host(&self) -> Result<Observed, Fault> {
+        let links = self.all_links().await?;
+        let keys =
+            [plan::FORWARD4, plan::ACCEPT_REDIRECTS, plan::FORWARD6, plan::BRIDGE_NF].map(str::to_owned);
+        let mut sysctls = BTreeMap::new();
+        let nics = links
+            .iter()
+            .filter(|(_, link)| link.group != LINK_GROUP || link.kind == LinkKind::Bridge)
+            .map(|(name, _)| plan::accept_ra(name));
+        for key in keys.into_iter().chain(nics) {
+            if let Some(value) = sysctl::read(&key)? {
+                sysctls.insert(key, value);
+            }
+        }
+        Ok(Observed { links, sysctls, tables: None })
+    }
+
     /// These links, with the names of their masters, and nothing that grows with the number of links.
     async fn some_links(&self, names: &[IfName]) -> Result<BTreeMap<IfName, Link>, Fault> {
         let mut raw: Vec<RawLink> = Vec::new();
@@ -377,22 +395,10 @@ impl Kernel for LinuxKernel {
                 Ok(Observed { links: self.some_links(names).await?, ..Observed::default() })
             }
             Scope::All => {
-                let (links, tables) = tokio::join!(self.all_links(), nft::read());
-                let links = links?;
-                let keys = [plan::FORWARD4, plan::ACCEPT_REDIRECTS, plan::FORWARD6, plan::BRIDGE_NF]
-                    .map(str::to_owned);
-                let mut sysctls = BTreeMap::new();
-                let nics = links
-                    .iter()
-                    .filter(|(_, link)| link.group != LINK_GROUP || link.kind == LinkKind::Bridge)
-                    .map(|(name, _)| plan::accept_ra(name));
-                for key in keys.into_iter().chain(nics) {
-                    if let Some(value) = sysctl::read(&key)? {
-                        sysctls.insert(key, value);
-                    }
-                }
-                Ok(Observed { links, sysctls, tables: Some(tables?) })
+                let (host, tables) = tokio::join!(self.host(), nft::read());
+                Ok(Observed { tables: Some(tables?), ..host? })
             }
+            Scope::Host => self.host().await,
         }
     }
 

@@ -103,7 +103,7 @@ impl<K: Kernel> Reconciler<K> {
         // Without its rules in force no link may come up.
         let desired = self.desired();
         let rules = self.rules(&desired, &observed, writer).await;
-        let observed = self.0.kernel.observe(&Scope::All).await?;
+        let observed = self.0.kernel.observe(&Scope::Host).await?;
         for network in desired.networks.values().filter(|n| !n.deleting) {
             let result = match &rules {
                 Ok(()) => self.bring_network(&desired, network, &observed).await,
@@ -111,7 +111,7 @@ impl<K: Kernel> Reconciler<K> {
             };
             self.publish(network.resource(), result);
         }
-        let observed = self.0.kernel.observe(&Scope::All).await?;
+        let observed = self.0.kernel.observe(&Scope::Host).await?;
         for port in desired.ports.values().filter(|p| !p.deleting) {
             let result = match &rules {
                 Ok(()) => self.bring_port(&desired, port, &observed).await,
@@ -124,7 +124,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Looks once more at everything: what is ready must be so in the kernel's own words.
     async fn read_back(&self) -> Result<(), Fault> {
-        let observed = self.0.kernel.observe(&Scope::All).await?;
+        let observed = self.0.kernel.observe(&Scope::Host).await?;
         let desired = self.read().desired.clone();
         for network in desired.networks.values().filter(|n| !n.deleting) {
             self.verify(network.resource(), desired.plan_network(network, &observed));

@@ -93,7 +93,7 @@ impl<K: Kernel> Reconciler<K> {
         let desired = self.desired();
         self.rules(&desired, observed, writer).await?;
         self.bring_network(&desired, network, observed).await?;
-        let after = self.0.kernel.observe(&Scope::All).await?;
+        let after = self.0.kernel.observe(&Scope::Host).await?;
         match desired.plan_network(network, &after)?.first() {
             Some(first) => Err(not_converged(&network.resource(), first)),
             None => Ok(()),
@@ -173,7 +173,7 @@ impl<K: Kernel> Reconciler<K> {
         ports: &[crate::model::PortKey],
         writer: &mut super::Writer,
     ) -> Result<(), Fault> {
-        let observed = self.0.kernel.observe(&Scope::All).await?;
+        let observed = self.0.kernel.observe(&Scope::Host).await?;
         let desired = self.desired();
         for port in ports.iter().filter_map(|key| desired.ports.get(key)) {
             self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
