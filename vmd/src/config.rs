@@ -33,7 +33,7 @@ pub struct Config {
     #[arg(long, value_enum, value_name = "ACCEL", default_value = "auto")]
     pub accel: AccelChoice,
     /// Group that may use the socket [default: kvmctl, if there is that group].
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", env = "KVMCTL_SOCKET_GROUP")]
     pub socket_group: Option<String>,
 }
 
