@@ -161,12 +161,12 @@ impl<K: Kernel> Reconciler<K> {
         self.read().warnings.clone()
     }
 
-    /// A look at the whole host, for its status.
+    /// A look at the host's links and sysctls, for its status.
     ///
     /// # Errors
     /// INTERNAL if the kernel cannot be read.
     pub async fn observe(&self) -> Result<Observed, Fault> {
-        self.0.kernel.observe(&Scope::All).await
+        self.0.kernel.observe(&Scope::Host).await
     }
 
     /// First line of `nft --version`.

@@ -46,14 +46,9 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Looks, without holding up anybody, whether the kernel has drifted from the records, and converges if so.
     async fn repair(&self, changed: &Notify) -> Result<(), Fault> {
-        let changes = |writer: Result<tokio::sync::MutexGuard<'_, super::Writer>, _>| {
-            writer.ok().map(|writer: tokio::sync::MutexGuard<'_, super::Writer>| {
-                (writer.changes, writer.digest.clone())
-            })
-        };
-        let before = changes(self.0.writer.try_lock());
+        let before = self.peek();
         let observed = self.0.kernel.observe(&Scope::All).await?;
-        let after = changes(self.0.writer.try_lock());
+        let after = self.peek();
         let Some((_, digest)) = after.as_ref().filter(|_| before == after) else {
             // A change of our own was under way: what was seen may be half of it. Look again.
             changed.notify_one();
@@ -62,6 +57,12 @@ impl<K: Kernel> Reconciler<K> {
         let Some(drift) = self.drift(&observed, digest.as_deref()) else { return Ok(()) };
         tracing::warn!(drift, "something of ours was changed by somebody else; repairing it");
         self.converge().await
+    }
+
+    /// Number of changes and digest of the rules; `None` while a change is under way.
+    fn peek(&self) -> Option<(u64, Option<String>)> {
+        let writer = self.0.writer.try_lock().ok()?;
+        Some((writer.changes, writer.digest.clone()))
     }
 
     /// What the kernel lacks, in words; `None` if nothing. An object that is degraded already waits for the resync.
