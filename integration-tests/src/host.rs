@@ -280,7 +280,19 @@ impl TestHost {
     /// # Panics
     /// If that fails.
     pub fn port(&self, network: &str, name: &str) -> (String, String) {
-        let port = self.ok_json(&format!("port create {network} {name}"));
+        self.port_with(network, name, &[])
+    }
+
+    /// As `port`, for a guest with these addresses; prefix lengths are passed over.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn port_with(&self, network: &str, name: &str, addresses: &[&str]) -> (String, String) {
+        let options: String = addresses
+            .iter()
+            .map(|address| format!(" --ip {}", address.split('/').next().unwrap_or_default()))
+            .collect();
+        let port = self.ok_json(&format!("port create {network} {name}{options}"));
         let field = |name: &str| port["status"][name].as_str().expect(name).to_owned();
         (field("interface"), field("mac"))
     }

@@ -45,8 +45,8 @@ impl Ping {
 fn guests_lose_no_ping_while_netd_is_killed_and_started_again() {
     let mut host = TestHost::new();
     host.ok("network create n --mode nat --ipv4 10.60.0.1/24 --ipv6 fd00:60::1/64");
-    let (tap_a, mac_a) = host.port("n", "a");
-    let (tap_b, mac_b) = host.port("n", "b");
+    let (tap_a, mac_a) = host.port_with("n", "a", &["10.60.0.11", "fd00:60::11"]);
+    let (tap_b, mac_b) = host.port_with("n", "b", &["10.60.0.12", "fd00:60::12"]);
     let a = Guest::plug(&host.netns, &tap_a, &mac_a);
     let b = Guest::plug(&host.netns, &tap_b, &mac_b);
     a.addresses(&["10.60.0.11/24", "fd00:60::11/64"]);

@@ -88,6 +88,10 @@ fn damage_to_links_and_rules_is_repaired_and_foreign_objects_stay() {
         format!("nft delete element bridge kvmctl kv_filtered {{ {tap} }}"),
         "nft flush set bridge kvmctl kv_mac".to_owned(),
         format!("nft delete element bridge kvmctl kv_isolated_tap {{ {hidden} }}"),
+        "nft flush set bridge kvmctl kv_arp".to_owned(),
+        "nft flush set bridge kvmctl kv_target".to_owned(),
+        format!("nft add element bridge kvmctl kv_ip4 {{ {tap} . 10.60.0.99 }}"),
+        "nft flush chain bridge kvmctl kv_icmpv6".to_owned(),
         "ip link set kvb-nat down".to_owned(),
         "ip link set kvb-nat mtu 1400".to_owned(),
         "ip link set kvb-nat address 02:00:00:00:00:01".to_owned(),
@@ -121,7 +125,7 @@ fn damage_to_links_and_rules_is_repaired_and_foreign_objects_stay() {
 fn a_guest_is_filtered_and_translated_again_after_a_flush() {
     let host = TestHost::new();
     host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
-    let (tap, mac) = host.port("n", "p");
+    let (tap, mac) = host.port_with("n", "p", &["10.60.0.11"]);
     let guest = Guest::plug(&host.netns, &tap, &mac);
     guest.addresses(&["10.60.0.11/24"]);
     guest.gateways(&["10.60.0.1"]);

@@ -123,7 +123,7 @@ fn world() -> World {
         ("lan-a", "lan", ["10.99.0.11/24", "2001:db8:99::11/64"], ["10.99.0.2", "2001:db8:99::2"]),
         ("lan-b", "lan", ["10.99.0.12/24", "2001:db8:99::12/64"], ["10.99.0.2", "2001:db8:99::2"]),
     ] {
-        let (tap, mac) = host.port(network, name);
+        let (tap, mac) = host.port_with(network, name, &addresses);
         let guest = Guest::plug(&host.netns, &tap, &mac);
         guest.addresses(&addresses);
         guest.gateways(&gateways);

@@ -3,7 +3,7 @@
 mod network;
 mod vm;
 
-pub use network::{Mode, NetworkCommand, OnOff, PortCommand};
+pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdatePort};
 pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
 
 use crate::parse;

@@ -1,5 +1,9 @@
 //! Decisions that are made once, at a create, and recorded: names, subnets, MACs, what a NIC takes along. Pure.
 
+mod address;
+
+pub use address::{Addresses, LINK_LOCAL, addresses, check_names, eui64};
+
 use crate::{
     kernel::{Link, LinkKind, Observed},
     model::{IfName, Network, NetworkSpec, Port, Takeover},

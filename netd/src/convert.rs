@@ -1,8 +1,12 @@
 //! Wire types to model types and back: where a request is checked for form.
 
+mod port;
+
+pub use port::{new_port, port, port_change, port_key};
+
 use crate::{
-    model::{IfName, Mode, NetworkSpec, PortKey, State},
-    reconciler::{NetworkView, NewNetwork, NewPort, PortView},
+    model::{IfName, Mode, NetworkSpec, State},
+    reconciler::{NetworkView, NewNetwork},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proto::netd::v1 as wire;
@@ -27,19 +31,6 @@ fn invalid(reason: &str, message: impl Into<String>) -> Fault {
 
 fn missing(field: &str) -> Fault {
     invalid("MISSING_FIELD", format!("the request has no `{field}`"))
-}
-
-/// Network and port out of `networks/NETWORK/ports/NAME`.
-pub fn port_key(resource: &str) -> Result<PortKey, Fault> {
-    let parts: Vec<&str> = resource.split('/').collect();
-    match parts.as_slice() {
-        ["networks", network, "ports", port] => Ok((network.parse()?, port.parse()?)),
-        _ => Err(invalid(
-            "INVALID_RESOURCE_NAME",
-            format!("`{}` is not the name of a port", printable(resource)),
-        )
-        .hint("write networks/NETWORK/ports/NAME")),
-    }
 }
 
 fn labels(labels: HashMap<String, String>) -> Result<BTreeMap<String, String>, Fault> {
@@ -194,16 +185,6 @@ fn host_address(net: IpNet, example: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Checks a request to create a port for `owner`.
-pub fn new_port(port: Option<wire::Port>, owner: u32) -> Result<NewPort, Fault> {
-    let port = port.ok_or_else(|| missing("port"))?;
-    let (network, name) = port_key(&port.name)?;
-    let spec = port.spec.unwrap_or_default();
-    let filter = spec.filter() != wire::PortFilter::Off;
-    let mac = if spec.mac.is_empty() { None } else { Some(spec.mac.parse()?) };
-    Ok(NewPort { network, name, mac, filter, labels: labels(port.labels)?, owner })
-}
-
 fn time(time: Timestamp) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds: time.seconds, nanos: time.nanos })
 }
@@ -257,32 +238,6 @@ pub fn network(view: NetworkView) -> wire::Network {
             warnings: crate::alloc::takeover_warnings(&network),
         }),
         labels: network.labels.into_iter().collect(),
-    }
-}
-
-/// A port for the wire; `attached` is what the kernel said just now.
-pub fn port(view: PortView, attached: bool) -> wire::Port {
-    let PortView { port, state: now, mtu } = view;
-    let (state, error) = state(&now, port.deleting);
-    let filter = if port.filter { wire::PortFilter::On } else { wire::PortFilter::Off };
-    wire::Port {
-        name: port.resource(),
-        uid: port.uid.to_string(),
-        generation: port.generation,
-        create_time: time(port.created),
-        update_time: time(port.updated),
-        labels: port.labels.into_iter().collect(),
-        spec: Some(wire::PortSpec { mac: text(port.asked_mac), filter: filter.into() }),
-        status: Some(wire::PortStatus {
-            observed_generation: if now == State::Pending { 0 } else { port.generation },
-            state: state.into(),
-            error,
-            interface: port.tap.to_string(),
-            mac: port.mac.to_string(),
-            mtu,
-            owner_uid: port.owner,
-            attached,
-        }),
     }
 }
 
@@ -348,14 +303,6 @@ mod test {
         for bad in ["fe80::1/64", "::1/64", "ff02::1/64", "fd00:1::/64", "fd00::1/127", "::ffff:10.0.0.1/120"]
         {
             assert_eq!(cidr6(bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad}");
-        }
-    }
-
-    #[test]
-    fn port_names_have_two_parts() {
-        assert!(port_key("networks/lan/ports/web-0").is_ok());
-        for bad in ["", "lan/web", "networks/lan", "networks/../ports/x", "networks/lan/ports/a/b"] {
-            assert!(port_key(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,5 +1,9 @@
 //! What netd thinks in: validated, and free of wire and kernel types.
 
+mod port;
+
+pub use port::{Port, PortKey, PortSpec, Rate, Reservation, port_resource};
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use shared::{
@@ -221,60 +225,6 @@ impl Network {
     pub fn resource(&self) -> String {
         format!("networks/{}", self.name)
     }
-}
-
-/// Network and port name.
-pub type PortKey = (Name, Name);
-
-/// The record of a port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Port {
-    /// The network it is on.
-    pub network: Name,
-    /// Its name there.
-    pub name: Name,
-    /// Tells it from an earlier port of the same name.
-    pub uid: Uuid,
-    /// Counts changes of the spec.
-    pub generation: i64,
-    /// When it was recorded.
-    pub created: Timestamp,
-    /// When the record last changed.
-    pub updated: Timestamp,
-    /// The client's own.
-    pub labels: BTreeMap<String, String>,
-    /// The MAC that was asked for, if any.
-    pub asked_mac: Option<Mac>,
-    /// The guest's MAC.
-    pub mac: Mac,
-    /// Whether the guest's frames are checked.
-    pub filter: bool,
-    /// The tap.
-    pub tap: IfName,
-    /// The uid that may open it.
-    pub owner: u32,
-    /// A delete was recorded and is not finished.
-    pub deleting: bool,
-}
-
-impl Port {
-    /// Its key in maps.
-    #[must_use]
-    pub fn key(&self) -> PortKey {
-        (self.network.clone(), self.name.clone())
-    }
-
-    /// `networks/NETWORK/ports/NAME`.
-    #[must_use]
-    pub fn resource(&self) -> String {
-        port_resource(&self.network, &self.name)
-    }
-}
-
-/// `networks/NETWORK/ports/NAME`.
-#[must_use]
-pub fn port_resource(network: &Name, port: &Name) -> String {
-    format!("networks/{network}/ports/{port}")
 }
 
 /// A host-wide sysctl that netd changed, so that it can be put back.

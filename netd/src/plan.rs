@@ -8,15 +8,19 @@ mod takeover;
 pub use sysctls::{ACCEPT_REDIRECTS, BRIDGE_NF, FORWARD4, FORWARD6, accept_ra};
 
 use crate::{
+    alloc,
     kernel::{Action, BridgeProfile, Element, Elements, Link, LinkKind, Observed, PortFlags, TapSpec},
-    model::{Address, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Route, SavedSysctl},
+    model::{Address, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Reservation, Route, SavedSysctl},
 };
 use ipnet::IpNet;
 use shared::{
     fault::{Fault, Kind},
     name::Name,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// Everything recorded.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +31,8 @@ pub struct Desired {
     pub networks: BTreeMap<Name, Network>,
     /// Ports by network and name.
     pub ports: BTreeMap<PortKey, Port>,
+    /// Addresses set aside for ports that are gone.
+    pub reservations: BTreeMap<PortKey, Reservation>,
     /// Host-wide sysctls that were changed.
     pub saved: BTreeMap<String, SavedSysctl>,
 }
@@ -87,18 +93,40 @@ impl Desired {
         elements
     }
 
-    /// The members of the sets that a port brings.
+    /// The members of the sets that a port brings. Addresses of a family are checked where the port has one: where
+    /// the network has a subnet, or the client declared one.
     #[must_use]
     pub fn port_elements(&self, port: &Port) -> Elements {
-        let mut elements = Elements::default();
-        if port.filter {
-            elements.0.insert(Element::FilteredTap(port.tap.clone()));
-            elements.0.insert(Element::TapMac(port.tap.clone(), port.mac));
+        let network = self.networks.get(&port.network);
+        let mut elements = BTreeSet::from([Element::Tap(port.tap.clone())]);
+        if port.spec.filter {
+            elements.extend([
+                Element::FilteredTap(port.tap.clone()),
+                Element::TapMac(port.tap.clone(), port.mac),
+                // Its own link-local address, which only it may have in this form.
+                Element::TapAddress6(port.tap.clone(), alloc::eui64(alloc::LINK_LOCAL, port.mac)),
+            ]);
+            elements.extend(port.addresses().map(|address| match address {
+                IpAddr::V4(v4) => Element::TapAddress4(port.tap.clone(), port.mac, v4),
+                IpAddr::V6(v6) => Element::TapAddress6(port.tap.clone(), v6),
+            }));
+            if !port.addresses().any(|address| address.is_ipv4()) {
+                elements.insert(Element::AnyAddress4(port.tap.clone()));
+            }
+            if !port.addresses().any(|address| address.is_ipv6()) {
+                elements.insert(Element::AnyAddress6(port.tap.clone()));
+            }
         }
-        if self.networks.get(&port.network).is_some_and(|n| n.spec.mode == Mode::Isolated) {
-            elements.0.insert(Element::IsolatedTap(port.tap.clone()));
+        if network.is_some_and(|n| n.spec.mode == Mode::Isolated) {
+            elements.insert(Element::IsolatedTap(port.tap.clone()));
         }
-        elements
+        if let Some(network) = network.filter(|n| port.spec.isolated && n.spec.mode.has_gateway()) {
+            elements.extend(port.addresses().map(|address| match address {
+                IpAddr::V4(v4) => Element::Apart4(network.bridge.clone(), v4),
+                IpAddr::V6(v6) => Element::Apart6(network.bridge.clone(), v6),
+            }));
+        }
+        Elements(elements)
     }
 
     /// Also of what is being deleted: as long as there is a record there may be a link, and none may be up without
@@ -268,10 +296,11 @@ impl Desired {
             alias: self.alias(&port.resource()),
             // Without a filter the guest may be a bridge itself: its addresses have to be learnt.
             flags: PortFlags {
-                learning: !port.filter,
-                flood: !port.filter,
-                bpdu_guard: port.filter,
-                root_block: port.filter,
+                learning: !port.spec.filter,
+                flood: !port.spec.filter,
+                bpdu_guard: port.spec.filter,
+                root_block: port.spec.filter,
+                isolated: port.spec.isolated,
             },
         }
     }

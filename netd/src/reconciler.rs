@@ -16,8 +16,8 @@ mod port;
 mod test;
 
 use crate::{
-    kernel::{Action, Kernel, Observed, Scope},
-    model::{IfName, Network, Port, PortKey, SavedSysctl, State},
+    kernel::{Action, Kernel, Observed, Scope, Traffic},
+    model::{IfName, Network, Port, PortKey, Reservation, SavedSysctl, State},
     plan::Desired,
 };
 use shared::{
@@ -34,11 +34,12 @@ use tokio::sync::{Mutex, MutexGuard};
 use tracing::Instrument as _;
 
 pub use network::NewNetwork;
-pub use port::NewPort;
+pub use port::{NewPort, PortChange};
 
 const NETWORK: &str = "network";
 const PORT: &str = "port";
 const SYSCTL: &str = "sysctl";
+const RESERVATION: &str = "reservation";
 
 /// A handle on the reconciler; clones share it.
 #[derive(Debug)]
@@ -108,7 +109,8 @@ impl<K: Kernel> Reconciler<K> {
         let networks = store.load::<Network>(NETWORK).await?;
         let ports = store.load::<Port>(PORT).await?;
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
-        let broken = [networks.broken, ports.broken, sysctls.broken].concat();
+        let reservations = store.load::<Reservation>(RESERVATION).await?;
+        let broken = [networks.broken, ports.broken, sysctls.broken, reservations.broken].concat();
         let warnings = broken
             .iter()
             .map(|b| format!("the record `{}` cannot be read and is left alone: {}", b.id, b.why))
@@ -117,6 +119,7 @@ impl<K: Kernel> Reconciler<K> {
             instance: store.instance().simple().to_string(),
             networks: networks.records.into_iter().map(|(_, n)| (n.name.clone(), n)).collect(),
             ports: ports.records.into_iter().map(|(_, p)| (p.key(), p)).collect(),
+            reservations: reservations.records.into_iter().map(|(_, r)| (r.key(), r)).collect(),
             saved: sysctls.records.into_iter().collect(),
         };
         let records = RwLock::new(Records { desired, states: BTreeMap::new(), warnings });
@@ -186,6 +189,14 @@ impl<K: Kernel> Reconciler<K> {
         Ok(observed.links.into_iter().filter(|(_, link)| link.carrier).map(|(name, _)| name).collect())
     }
 
+    /// What guests' frames have left behind. What it costs grows with the number of ports.
+    ///
+    /// # Errors
+    /// INTERNAL if nft cannot be read.
+    pub async fn traffic(&self) -> Result<Traffic, Fault> {
+        self.0.kernel.traffic().await
+    }
+
     /// Numbers of networks and ports.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
@@ -248,14 +259,20 @@ impl<K: Kernel> Reconciler<K> {
         Ok(())
     }
 
-    /// Removes the records of objects that are gone from the kernel.
+    /// Removes the records of objects that are gone from the kernel. The addresses of a port stay set aside as long
+    /// as its network is there.
     async fn forget(&self, networks: &[Name], ports: &[PortKey]) -> Result<(), Fault> {
         let port_name = |key: &PortKey| crate::model::port_resource(&key.0, &key.1);
-        let ops = networks
+        let (kept, freed) = self.reservations_after(networks, ports);
+        let mut ops: Vec<_> = networks
             .iter()
             .map(|name| Op::delete(NETWORK, name.to_string()))
             .chain(ports.iter().map(|key| Op::delete(PORT, port_name(key))))
-            .collect::<Vec<_>>();
+            .chain(freed.iter().map(|key| Op::delete(RESERVATION, port_name(key))))
+            .collect();
+        for reservation in &kept {
+            ops.push(Op::put(RESERVATION, port_name(&reservation.key()), reservation)?);
+        }
         if ops.is_empty() {
             return Ok(());
         }
@@ -269,7 +286,34 @@ impl<K: Kernel> Reconciler<K> {
             records.desired.ports.remove(key);
             records.states.remove(&port_name(key));
         }
+        for key in &freed {
+            records.desired.reservations.remove(key);
+        }
+        records.desired.reservations.extend(kept.into_iter().map(|r| (r.key(), r)));
         Ok(())
+    }
+
+    /// Which addresses are set aside when these objects go, and whose are no longer.
+    fn reservations_after(&self, networks: &[Name], ports: &[PortKey]) -> (Vec<Reservation>, Vec<PortKey>) {
+        let records = self.read();
+        let desired = &records.desired;
+        let newest = desired.reservations.values().map(|r| r.order).max().unwrap_or(0);
+        let kept = ports
+            .iter()
+            .filter(|key| !networks.contains(&key.0))
+            .filter_map(|key| desired.ports.get(key))
+            .filter(|port| port.ipv4.is_some() || port.ipv6.is_some())
+            .zip(newest + 1..)
+            .map(|(port, order)| Reservation {
+                network: port.network.clone(),
+                name: port.name.clone(),
+                ipv4: port.ipv4,
+                ipv6: port.ipv6,
+                order,
+            })
+            .collect();
+        let freed = desired.reservations.keys().filter(|key| networks.contains(&key.0)).cloned().collect();
+        (kept, freed)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::{complete, parse};
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::ArgValueCompleter;
 use shared::{mac::Mac, name::Name};
+use std::net::IpAddr;
 
 /// `kvmctl network`.
 #[derive(Debug, Subcommand)]
@@ -85,6 +86,7 @@ pub enum PortCommand {
     #[command(after_help = "\
 Examples:
   kvmctl port create lan fc-0
+  kvmctl port create lan db --ip 192.168.100.10 --isolated
   kvmctl port create lan router --filter off --mac 52:54:00:00:00:01 -o json | jq -r .status.interface")]
     Create(CreatePort),
     /// Lists the ports of one network, or of all
@@ -96,6 +98,12 @@ Examples:
     },
     /// Shows one port
     Show(PortName),
+    /// Changes a port while a guest is on it
+    #[command(after_help = "\
+Examples:
+  kvmctl port update lan router --filter off
+  kvmctl port update lan web-0 --extra-ip 192.168.100.80 --isolated on")]
+    Update(UpdatePort),
     /// Deletes a port
     #[command(visible_alias = "rm")]
     Delete(PortName),
@@ -127,6 +135,43 @@ pub struct CreatePort {
     /// Whether frames from the guest are checked; off is for nested routers and bridges
     #[arg(long, value_enum)]
     pub filter: Option<OnOff>,
+    /// The guest's address, IPv4 or IPv6, at most one of each; a free one if not given
+    #[arg(long = "ip", value_name = "ADDR")]
+    pub addresses: Vec<IpAddr>,
+    /// One more address that the guest may use
+    #[arg(long = "extra-ip", value_name = "ADDR")]
+    pub extra: Vec<IpAddr>,
+    /// The guest's name in DNS and DHCP; the port's name if not given
+    #[arg(long, value_parser = parse::name)]
+    pub hostname: Option<Name>,
+    /// Keep the guest apart from other isolated ones of the network
+    #[arg(long)]
+    pub isolated: bool,
+}
+
+/// `kvmctl port update`.
+#[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("change").required(true).multiple(true)
+    .args(["filter", "extra", "no_extra", "hostname", "isolated"])))]
+pub struct UpdatePort {
+    /// Which port.
+    #[command(flatten)]
+    pub port: PortName,
+    /// Whether frames from the guest are checked
+    #[arg(long, value_enum)]
+    pub filter: Option<OnOff>,
+    /// The addresses that the guest may use besides its own, in place of the former ones
+    #[arg(long = "extra-ip", value_name = "ADDR", conflicts_with = "no_extra")]
+    pub extra: Vec<IpAddr>,
+    /// No address besides its own
+    #[arg(long = "no-extra-ip")]
+    pub no_extra: bool,
+    /// The guest's name in DNS and DHCP
+    #[arg(long, value_parser = parse::name)]
+    pub hostname: Option<Name>,
+    /// Keep the guest apart from other isolated ones of the network
+    #[arg(long, value_enum)]
+    pub isolated: Option<OnOff>,
 }
 
 /// A switch with both values spelled out.

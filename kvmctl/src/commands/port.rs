@@ -2,12 +2,17 @@
 
 use super::resource;
 use crate::{
-    cli::{OnOff, PortCommand},
+    cli::{CreatePort, OnOff, PortCommand, UpdatePort},
     client::{Clients, DEADLINE, within},
     output::{Printer, Stop, port::Port},
 };
+use prost_types::FieldMask;
 use proto::netd::v1::{self as wire, PortFilter};
-use shared::{fault::Fault, name::Name};
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+};
+use std::net::IpAddr;
 
 /// Carries out a command on ports.
 ///
@@ -16,15 +21,9 @@ use shared::{fault::Fault, name::Name};
 pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<'_>) -> Result<(), Stop> {
     match command {
         PortCommand::Create(create) => {
-            let filter = match create.filter {
-                None => PortFilter::Unspecified,
-                Some(OnOff::On) => PortFilter::On,
-                Some(OnOff::Off) => PortFilter::Off,
-            };
-            let mac = create.mac.map(|mac| mac.to_string()).unwrap_or_default();
             let port = wire::Port {
                 name: resource::port(&create.network, &create.name),
-                spec: Some(wire::PortSpec { mac, filter: filter.into() }),
+                spec: Some(spec(&create)?),
                 ..Default::default()
             };
             let request = wire::CreatePortRequest { port: Some(port) };
@@ -32,6 +31,12 @@ pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<
             let call = ports.create_port(within(DEADLINE, request));
             let port: Port = clients.netd.call(DEADLINE, call).await?.into();
             printer.changed("port", "created", &port)
+        }
+        PortCommand::Update(update) => {
+            let mut ports = clients.ports()?;
+            let call = ports.update_port(within(DEADLINE, change(update)));
+            let port: Port = clients.netd.call(DEADLINE, call).await?.into();
+            printer.changed("port", "changed", &port)
         }
         PortCommand::List { network } => printer.list(&all(clients, network.as_ref()).await?),
         PortCommand::Show(port) => {
@@ -70,5 +75,71 @@ pub async fn all(clients: &Clients, of: Option<&Name>) -> Result<Vec<Port>, Faul
             return Ok(found);
         }
         page_token = page.next_page_token;
+    }
+}
+
+fn filter(choice: Option<OnOff>) -> i32 {
+    match choice {
+        None => PortFilter::Unspecified,
+        Some(OnOff::On) => PortFilter::On,
+        Some(OnOff::Off) => PortFilter::Off,
+    }
+    .into()
+}
+
+fn spec(create: &CreatePort) -> Result<wire::PortSpec, Fault> {
+    let (ipv4, ipv6): (Vec<_>, Vec<_>) = create.addresses.iter().partition(|address| address.is_ipv4());
+    Ok(wire::PortSpec {
+        mac: create.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        filter: filter(create.filter),
+        ipv4_address: only(&ipv4)?,
+        ipv6_address: only(&ipv6)?,
+        extra_addresses: create.extra.iter().map(ToString::to_string).collect(),
+        hostname: create.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
+        isolated: create.isolated,
+        ..Default::default()
+    })
+}
+
+/// One address of a family at most.
+fn only(addresses: &[&IpAddr]) -> Result<String, Fault> {
+    match addresses {
+        [] => Ok(String::new()),
+        [one] => Ok(one.to_string()),
+        [one, two, ..] => Err(Fault::new(
+            Kind::InvalidArgument,
+            "TWO_ADDRESSES",
+            format!("{one} and {two} are of one family, and a port has one address of each"),
+        )
+        .hint("further ones are given with --extra-ip")),
+    }
+}
+
+fn change(update: UpdatePort) -> wire::UpdatePortRequest {
+    let mut paths = Vec::new();
+    let mut named = |field: &str, is: bool| {
+        if is {
+            paths.push(format!("spec.{field}"));
+        }
+    };
+    named("filter", update.filter.is_some());
+    named("extra_addresses", !update.extra.is_empty() || update.no_extra);
+    named("hostname", update.hostname.is_some());
+    named("isolated", update.isolated.is_some());
+    let spec = wire::PortSpec {
+        filter: filter(update.filter),
+        extra_addresses: update.extra.iter().map(ToString::to_string).collect(),
+        hostname: update.hostname.map(|name| name.to_string()).unwrap_or_default(),
+        isolated: update.isolated == Some(OnOff::On),
+        ..Default::default()
+    };
+    wire::UpdatePortRequest {
+        port: Some(wire::Port {
+            name: resource::port(&update.port.network, &update.port.name),
+            spec: Some(spec),
+            ..Default::default()
+        }),
+        update_mask: Some(FieldMask { paths }),
+        expected_generation: 0,
     }
 }

@@ -6,7 +6,7 @@ use super::{
     time::rfc3339,
     word,
 };
-use proto::netd::v1::{self as wire, PortFilter};
+use proto::netd::v1::{self as wire, AddressEvidence, PortFilter};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -40,6 +40,16 @@ pub struct PortSpec {
     pub mac: Option<String>,
     /// on or off.
     pub filter: String,
+    /// Null: chosen by netd, or none.
+    pub ipv4_address: Option<String>,
+    /// As `ipv4_address`.
+    pub ipv6_address: Option<String>,
+    /// More addresses that the guest may use.
+    pub extra_addresses: Vec<String>,
+    /// Null: the port's name.
+    pub hostname: Option<String>,
+    /// Kept apart from other isolated ports of the network.
+    pub isolated: bool,
 }
 
 /// What came of it.
@@ -61,6 +71,35 @@ pub struct PortStatus {
     pub owner_uid: u32,
     /// Whether somebody has it open.
     pub attached: bool,
+    /// The guest's address, if netd knows it.
+    pub ipv4_address: Option<String>,
+    /// As `ipv4_address`.
+    pub ipv6_address: Option<String>,
+    /// The guest's name in DNS and DHCP.
+    pub hostname: Option<String>,
+    /// All addresses that belong to the port or were seen on it.
+    pub addresses: Vec<PortAddress>,
+    /// Frames from the guest that were dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// An address of a port.
+#[derive(Clone, Debug, Serialize)]
+pub struct PortAddress {
+    /// Without prefix length.
+    pub address: String,
+    /// static, dhcp, observed.
+    pub evidence: Vec<String>,
+}
+
+impl From<wire::PortAddress> for PortAddress {
+    fn from(address: wire::PortAddress) -> Self {
+        let evidence = address.evidence.iter().map(|value| {
+            let name = AddressEvidence::try_from(*value).ok().map(|e| e.as_str_name());
+            word(name, "ADDRESS_EVIDENCE_", "unknown")
+        });
+        Self { evidence: evidence.collect(), address: address.address }
+    }
 }
 
 impl From<wire::Port> for Port {
@@ -76,7 +115,15 @@ impl From<wire::Port> for Port {
             create_time: rfc3339(port.create_time.as_ref()),
             update_time: rfc3339(port.update_time.as_ref()),
             labels: port.labels.into_iter().collect(),
-            spec: PortSpec { mac: set(spec.mac), filter: word(filter, "PORT_FILTER_", "on") },
+            spec: PortSpec {
+                mac: set(spec.mac),
+                filter: word(filter, "PORT_FILTER_", "on"),
+                ipv4_address: set(spec.ipv4_address),
+                ipv6_address: set(spec.ipv6_address),
+                extra_addresses: spec.extra_addresses,
+                hostname: set(spec.hostname),
+                isolated: spec.isolated,
+            },
             status: PortStatus {
                 observed_generation: status.observed_generation,
                 state: network::state(status.state),
@@ -86,6 +133,11 @@ impl From<wire::Port> for Port {
                 mtu: (status.mtu != 0).then_some(status.mtu),
                 owner_uid: status.owner_uid,
                 attached: status.attached,
+                ipv4_address: set(status.ipv4_address),
+                ipv6_address: set(status.ipv6_address),
+                hostname: set(status.hostname),
+                addresses: status.addresses.into_iter().map(PortAddress::from).collect(),
+                drops: status.drops.into_iter().collect(),
             },
         }
     }
@@ -93,7 +145,7 @@ impl From<wire::Port> for Port {
 
 impl Object for Port {
     const COLUMNS: &'static [&'static str] =
-        &["NETWORK", "NAME", "STATE", "MAC", "INTERFACE", "ATTACHED", "FILTER"];
+        &["NETWORK", "NAME", "STATE", "MAC", "ADDRESS", "INTERFACE", "ATTACHED", "FILTER"];
 
     fn name(&self) -> &str {
         &self.name
@@ -106,6 +158,7 @@ impl Object for Port {
             self.name.clone(),
             status.state.clone(),
             or_dash(status.mac.as_deref()),
+            or_dash(status.ipv4_address.as_deref().or(status.ipv6_address.as_deref())),
             or_dash(status.interface.as_deref()),
             yes_no(status.attached).to_owned(),
             self.spec.filter.clone(),
@@ -122,11 +175,21 @@ impl Object for Port {
             .maybe("Interface", status.interface.as_deref())
             .maybe("MAC", status.mac.as_deref())
             .maybe("MTU", status.mtu.map(|mtu| mtu.to_string()))
+            .maybe("Host name", status.hostname.as_deref())
             .line("Filter", &self.spec.filter)
+            .maybe("Isolated", self.spec.isolated.then_some("yes"))
             .line("Attached", yes_no(status.attached))
             .line("Owner", format!("uid {}", status.owner_uid))
             .line("UID", &self.uid)
             .maybe("Created", self.create_time.as_deref())
+            .items(
+                "Addresses",
+                status.addresses.iter().map(|a| format!("{} ({})", a.address, a.evidence.join(", "))),
+            )
+            .items(
+                "Dropped frames",
+                status.drops.iter().map(|(reason, frames)| format!("{reason}: {frames}")),
+            )
             .items("Labels", self.labels.iter().map(|(key, value)| format!("{key}={value}")))
             .render()
     }
@@ -138,6 +201,8 @@ impl Object for Port {
             Some(format!("network {}", self.network)),
             status.interface.as_ref().map(|interface| format!("interface {interface}")),
             status.mac.clone(),
+            status.ipv4_address.clone(),
+            status.ipv6_address.clone(),
             (self.spec.filter == "off").then(|| "no filter".to_owned()),
             not_ready,
         ]
@@ -167,7 +232,7 @@ mod test {
             }),
             ..Default::default()
         });
-        assert_eq!(port.row(), ["lan", "web-0", "degraded", "52:54:00:00:00:01", "kvt-1", "no", "off"]);
+        assert_eq!(port.row(), ["lan", "web-0", "degraded", "52:54:00:00:00:01", "-", "kvt-1", "no", "off"]);
         assert_eq!(port.summary(), "network lan, interface kvt-1, 52:54:00:00:00:01, no filter, degraded");
         assert!(port.sheet().contains("Error:      the tap is gone\n"), "{}", port.sheet());
     }

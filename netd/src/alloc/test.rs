@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     kernel::fake::{FakeKernel, Host},
     kernel::{Action, Kernel as _, Scope},
-    model::{Address, LINK_GROUP, Mode, Route},
+    model::{Address, LINK_GROUP, Mode, PortSpec, Route},
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
@@ -53,9 +53,20 @@ fn port(text: &str, mac: Mac) -> Port {
         created: now,
         updated: now,
         labels: BTreeMap::new(),
-        asked_mac: None,
+        spec: PortSpec {
+            mac: None,
+            filter: true,
+            ipv4: None,
+            ipv6: None,
+            extra: BTreeSet::new(),
+            hostname: None,
+            isolated: false,
+            rate_in: None,
+            rate_out: None,
+        },
         mac,
-        filter: true,
+        ipv4: None,
+        ipv6: None,
         tap: link(&format!("kvp-{text}")),
         owner: 0,
         deleting: false,

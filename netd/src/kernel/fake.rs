@@ -2,7 +2,7 @@
 //!
 //! Every call of the trait is a step, `observe` as well as `apply`. A script says at which step what goes wrong.
 
-use super::{Action, Elements, Kernel, Link, LinkKind, Observed, PortFlags, Scope, Tables, TapSpec};
+use super::{Action, Elements, Kernel, Link, LinkKind, Observed, PortFlags, Scope, Tables, TapSpec, Traffic};
 use crate::{
     model::{Address, IfName, LINK_GROUP, Route},
     plan,
@@ -234,6 +234,10 @@ impl Kernel for FakeKernel {
         Ok("nftables v0 (fake)".to_owned())
     }
 
+    async fn traffic(&self) -> Result<Traffic, Fault> {
+        Ok(Traffic::default())
+    }
+
     async fn apply(&self, action: &Action) -> Result<(), Fault> {
         self.step(|state| {
             if state.refuses.as_ref().is_some_and(|refuses| refuses(action)) {
@@ -368,6 +372,7 @@ impl Host {
                     flood: true,
                     bpdu_guard: false,
                     root_block: false,
+                    isolated: false,
                 });
             }
             Action::AddAddress(name, address) => self.add_address(name, address, action)?,

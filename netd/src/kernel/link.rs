@@ -106,7 +106,8 @@ fn tap(info: &[LinkInfo]) -> LinkKind {
 }
 
 fn port_flags(flags: &[InfoBridgePort]) -> PortFlags {
-    let mut port = PortFlags { learning: true, flood: true, bpdu_guard: false, root_block: false };
+    let mut port =
+        PortFlags { learning: true, flood: true, bpdu_guard: false, root_block: false, isolated: false };
     for flag in flags {
         match flag {
             InfoBridgePort::Learning(on) => port.learning = *on,

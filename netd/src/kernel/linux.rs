@@ -1,7 +1,7 @@
 //! The real kernel, by rtnetlink, nft, /dev/net/tun and /proc/sys.
 
 use super::{
-    Action, BridgeProfile, Kernel, Link, LinkKind, Observed, Scope, TapSpec,
+    Action, BridgeProfile, Kernel, Link, LinkKind, Observed, Scope, TapSpec, Traffic,
     link::{self, RawLink},
     nft,
     route::{address_message, is_local_route, multipath_links, parse_address, parse_routes, route_message},
@@ -251,6 +251,7 @@ impl LinuxKernel {
             .flood(flags.flood)
             .guard(flags.bpdu_guard)
             .root_block(flags.root_block)
+            .isolated(flags.isolated)
             .build();
         self.netlink
             .link()
@@ -406,6 +407,10 @@ impl Kernel for LinuxKernel {
         nft::version().await
     }
 
+    async fn traffic(&self) -> Result<Traffic, Fault> {
+        nft::traffic().await
+    }
+
     #[tracing::instrument(level = "info", skip_all, fields(action = ?action))]
     async fn apply(&self, action: &Action) -> Result<(), Fault> {
         match action {
@@ -460,7 +465,7 @@ impl Kernel for LinuxKernel {
                 })
             }
             Action::ReplaceTables { instance, elements } => {
-                nft::apply(ruleset::replace(instance, elements)).await
+                nft::apply_text(&ruleset::replace(instance, elements)).await
             }
             Action::ChangeElements { remove, add } => nft::apply(ruleset::change(remove, add)).await,
             Action::RemoveTables => nft::apply(ruleset::remove()).await,

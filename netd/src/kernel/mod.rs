@@ -19,6 +19,7 @@ use shared::{fault::Fault, mac::Mac};
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 /// What to look at.
@@ -107,6 +108,8 @@ pub struct PortFlags {
     pub bpdu_guard: bool,
     /// Never becomes the root port.
     pub root_block: bool,
+    /// Exchanges no frames with other isolated ports.
+    pub isolated: bool,
 }
 
 /// Our two tables, as read back.
@@ -146,15 +149,45 @@ pub enum Element {
     /// As `Subnet4`.
     Subnet6(IfName, Ipv6Net),
     /// Bridge and the host's address there.
-    Gateway4(IfName, std::net::Ipv4Addr),
+    Gateway4(IfName, Ipv4Addr),
     /// As `Gateway4`.
-    Gateway6(IfName, std::net::Ipv6Addr),
+    Gateway6(IfName, Ipv6Addr),
+    /// Bridge and a guest's address there that is kept apart from the others of that sort.
+    Apart4(IfName, Ipv4Addr),
+    /// As `Apart4`.
+    Apart6(IfName, Ipv6Addr),
+    /// Tap of ours.
+    Tap(IfName),
     /// Tap whose frames are checked.
     FilteredTap(IfName),
     /// Tap and the source MAC it may use.
     TapMac(IfName, Mac),
+    /// Tap that may use any IPv4 address.
+    AnyAddress4(IfName),
+    /// As `AnyAddress4`.
+    AnyAddress6(IfName),
+    /// Tap, its MAC, and an IPv4 address it may use.
+    TapAddress4(IfName, Mac, Ipv4Addr),
+    /// Tap and an IPv6 address it may use.
+    TapAddress6(IfName, Ipv6Addr),
     /// Tap whose frames never reach the host.
     IsolatedTap(IfName),
+}
+
+/// What guests' frames have left behind, by tap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Taps without any are left out.
+    pub taps: BTreeMap<IfName, TapTraffic>,
+}
+
+/// What one guest's frames have left behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TapTraffic {
+    /// Frames dropped, by reason, since the rules were last written.
+    pub drops: BTreeMap<String, u64>,
+    /// Addresses that the guest used in ARP and neighbour discovery in the last 30 minutes.
+    pub seen: BTreeSet<IpAddr>,
 }
 
 /// One change.
@@ -307,6 +340,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// FAILED_PRECONDITION if nft is missing.
     fn nft_version(&self) -> impl Future<Output = Result<String, Fault>> + Send;
+
+    /// Reads what guests' frames have left behind. What it costs grows with the number of ports.
+    ///
+    /// # Errors
+    /// INTERNAL if nft cannot be read.
+    fn traffic(&self) -> impl Future<Output = Result<Traffic, Fault>> + Send;
 
     /// Carries out one change. Doing it twice is no error.
     ///

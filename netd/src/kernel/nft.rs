@@ -1,7 +1,9 @@
 //! Runs nft(8): the crate's own helpers lose what nft says on stderr, so this is ours.
 
-use super::Tables;
-use super::ruleset::{self, FAMILIES, TABLE};
+use super::{
+    Tables, Traffic,
+    ruleset::{self, FAMILIES, TABLE, word},
+};
 use nftables::{batch::Batch, types::NfFamily};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -21,6 +23,25 @@ pub async fn apply(batch: Batch<'static>) -> Result<(), Fault> {
     let text = serde_json::to_vec(&batch.to_nftables())
         .map_err(|e| Fault::internal("cannot write rules as JSON").cause(&e))?;
     run(&["-j", "-f", "-"], &text).await.map(drop)
+}
+
+/// As `apply`, for a transaction in nft's own language. It must be made of typed values only: nft looks up host names.
+///
+/// # Errors
+/// INTERNAL with nft's own words. Nothing was changed.
+#[tracing::instrument(level = "info", skip_all)]
+pub async fn apply_text(text: &str) -> Result<(), Fault> {
+    run(&["-f", "-"], text.as_bytes()).await.map(drop)
+}
+
+/// What guests' frames have left in the sets; nothing where there are no tables.
+///
+/// # Errors
+/// INTERNAL with nft's own words.
+#[tracing::instrument(level = "info", skip_all)]
+pub async fn traffic() -> Result<Traffic, Fault> {
+    let listing = list(NfFamily::Bridge).await?;
+    Ok(listing.as_ref().map(ruleset::traffic).unwrap_or_default())
 }
 
 /// Reads both tables.
@@ -50,11 +71,7 @@ pub async fn read() -> Result<Tables, Fault> {
 }
 
 async fn list(family: NfFamily) -> Result<Option<Value>, Fault> {
-    let family = match family {
-        NfFamily::Bridge => "bridge",
-        _ => "inet",
-    };
-    match run(&["-j", "list", "table", family, TABLE], &[]).await {
+    match run(&["-j", "list", "table", word(family), TABLE], &[]).await {
         Ok(text) => serde_json::from_slice(&text)
             .map(Some)
             .map_err(|e| Fault::internal("nft printed something that is not JSON").cause(&e)),

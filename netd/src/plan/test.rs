@@ -6,7 +6,7 @@ use crate::{
         Kernel as _, Scope,
         fake::{FakeKernel, Host},
     },
-    model::{NetworkSpec, Takeover},
+    model::{NetworkSpec, PortSpec, Takeover},
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
@@ -55,9 +55,20 @@ fn port(network: &str, text: &str, filter: bool) -> Port {
         created: now,
         updated: now,
         labels: BTreeMap::new(),
-        asked_mac: None,
+        spec: PortSpec {
+            mac: None,
+            filter,
+            ipv4: None,
+            ipv6: None,
+            extra: BTreeSet::new(),
+            hostname: None,
+            isolated: false,
+            rate_in: None,
+            rate_out: None,
+        },
         mac: Mac::derived(&format!("{network}/{text}"), 0),
-        filter,
+        ipv4: None,
+        ipv6: None,
         tap: link(&format!("kvp-{network}-{text}")),
         owner: 1000,
         deleting: false,
@@ -69,7 +80,7 @@ fn desired(networks: Vec<Network>, ports: Vec<Port>) -> Desired {
         instance: "0123456789abcdef0123456789abcdef".to_owned(),
         networks: networks.into_iter().map(|n| (n.name.clone(), n)).collect(),
         ports: ports.into_iter().map(|p| (p.key(), p)).collect(),
-        saved: BTreeMap::new(),
+        ..Desired::default()
     }
 }
 

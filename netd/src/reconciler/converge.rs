@@ -247,7 +247,10 @@ impl<K: Kernel> Reconciler<K> {
 }
 
 /// The ports of one network, at a cost that does not grow with those of others.
-pub(super) fn ports_of<'a>(desired: &'a Desired, network: &'a Name) -> impl Iterator<Item = &'a Port> {
+pub(super) fn ports_of<'a>(
+    desired: &'a Desired,
+    network: &'a Name,
+) -> impl Iterator<Item = &'a Port> + Clone {
     let least: Name = "0".parse().expect("a digit is a name, and none sorts before it");
     desired
         .ports

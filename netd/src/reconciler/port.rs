@@ -1,17 +1,21 @@
 //! Creating and deleting ports. What it costs does not depend on how many there are: only the port's own links
 //! are looked at, and the rules change by its own members of the sets.
 
-use super::{PortView, Reconciler, network::network_not_found, not_converged};
+mod update;
+
+pub use update::PortChange;
+
+use super::{PortView, Reconciler, converge::ports_of, network::network_not_found, not_converged};
 use crate::{
     alloc,
     kernel::{Action, Elements, Kernel, Observed, Scope},
-    model::{IfName, Network, Port, PortKey, State, port_resource},
+    model::{IfName, Network, Port, PortKey, PortSpec, Reservation, State, port_resource},
     plan::Desired,
 };
 use shared::{
     fault::{Fault, Kind},
-    mac::Mac,
     name::Name,
+    store::Op,
     time::Timestamp,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,10 +28,8 @@ pub struct NewPort {
     pub network: Name,
     /// Its name there.
     pub name: Name,
-    /// `None`: made from the names.
-    pub mac: Option<Mac>,
-    /// Whether the guest's frames are checked.
-    pub filter: bool,
+    /// What is asked of it.
+    pub spec: PortSpec,
     /// The client's own.
     pub labels: BTreeMap<String, String>,
     /// The caller, who may open the tap.
@@ -99,7 +101,6 @@ impl<K: Kernel> Reconciler<K> {
             return same_or_taken(existing, &new);
         }
         let (port, observed) = self.decide(new, &network).await?;
-        self.put_port(&port).await?;
         if let Err(fault) = self.raise_port(&port, &network, &observed, &mut writer).await {
             let deleting = Port { deleting: true, ..port };
             if let Err(undo) = self.lower_port(&deleting, &mut writer).await {
@@ -150,7 +151,7 @@ impl<K: Kernel> Reconciler<K> {
             instance: self.instance(),
             networks: BTreeMap::from([(network.name.clone(), network.clone())]),
             ports: BTreeMap::from([(port.key(), port.clone())]),
-            saved: BTreeMap::new(),
+            ..Desired::default()
         }
     }
 
@@ -172,14 +173,7 @@ impl<K: Kernel> Reconciler<K> {
         if uid.is_some_and(|uid| uid != port.uid) {
             return Err(port_not_found(&key.0, &key.1));
         }
-        if caller != 0 && caller != port.owner {
-            return Err(Fault::new(
-                Kind::PermissionDenied,
-                "NOT_OWNER",
-                format!("the port belongs to uid {}, and the caller is uid {caller}", port.owner),
-            )
-            .hint("ask its owner, or do it as root"));
-        }
+        may_change(&port, caller)?;
         let port = Port { deleting: true, updated: Timestamp::now(), ..port };
         let result = self.lower_port(&port, &mut writer).await;
         if let Err(fault) = &result {
@@ -209,12 +203,15 @@ impl<K: Kernel> Reconciler<K> {
 
     async fn decide(&self, new: NewPort, network: &Network) -> Result<(Port, Observed), Fault> {
         let resource = port_resource(&new.network, &new.name);
-        let (mac, mut taken) = {
+        let (mac, chosen, mut taken) = {
             let records = self.read();
-            let others = records.desired.ports.values().filter(|p| p.network == new.network);
-            let mac = alloc::port_mac(&resource, new.mac, others)?;
+            let others = || ports_of(&records.desired, &new.network);
+            let mac = alloc::port_mac(&resource, new.spec.mac, others())?;
+            alloc::check_names(&new.name, &new.spec, others())?;
+            let reserved = reservations_of(&records.desired, &new.network);
+            let chosen = alloc::addresses(network, (&new.name, mac), &new.spec, others(), reserved)?;
             let taken: BTreeSet<IfName> = records.desired.ports.values().map(|p| p.tap.clone()).collect();
-            (mac, taken)
+            (mac, chosen, taken)
         };
         let now = Timestamp::now();
         loop {
@@ -234,16 +231,52 @@ impl<K: Kernel> Reconciler<K> {
                 created: now,
                 updated: now,
                 labels: new.labels,
-                asked_mac: new.mac,
+                spec: new.spec,
                 mac,
-                filter: new.filter,
+                ipv4: chosen.ipv4,
+                ipv6: chosen.ipv6,
                 tap,
                 owner: new.owner,
                 deleting: false,
             };
+            self.record_port(&port, &chosen.given_up).await?;
             return Ok((port, observed));
         }
     }
+
+    /// Records a new port, and that the reservations which it takes over are no more, in one commit.
+    async fn record_port(&self, port: &Port, given_up: &[PortKey]) -> Result<(), Fault> {
+        let gone = given_up.iter().map(|key| Op::delete(super::RESERVATION, port_resource(&key.0, &key.1)));
+        let ops = std::iter::once(Op::put(super::PORT, port.resource(), port)?).chain(gone).collect();
+        self.0.store.commit(ops).await?;
+        let mut records = self.write();
+        records.desired.ports.insert(port.key(), port.clone());
+        for key in given_up {
+            records.desired.reservations.remove(key);
+        }
+        Ok(())
+    }
+}
+
+/// The reservations of one network.
+fn reservations_of<'a>(
+    desired: &'a Desired,
+    network: &'a Name,
+) -> impl Iterator<Item = &'a Reservation> + Clone {
+    desired.reservations.values().filter(move |reservation| reservation.network == *network)
+}
+
+/// Only root and the owner change a port.
+fn may_change(port: &Port, caller: u32) -> Result<(), Fault> {
+    if caller == 0 || caller == port.owner {
+        return Ok(());
+    }
+    Err(Fault::new(
+        Kind::PermissionDenied,
+        "NOT_OWNER",
+        format!("the port belongs to uid {}, and the caller is uid {caller}", port.owner),
+    )
+    .hint("ask its owner, or do it as root"))
 }
 
 fn scope(port: &Port, network: &Network) -> Scope {
@@ -270,10 +303,7 @@ fn same_or_taken(existing: PortView, new: &NewPort) -> Result<PortView, Fault> {
             Fault::new(Kind::Aborted, "DELETING", "a port of that name is being deleted").hint("try again")
         );
     }
-    let same = port.asked_mac == new.mac
-        && port.filter == new.filter
-        && port.labels == new.labels
-        && port.owner == new.owner;
+    let same = port.spec == new.spec && port.labels == new.labels && port.owner == new.owner;
     if same {
         return Ok(existing);
     }

@@ -6,7 +6,7 @@ use crate::{
         LinkKind,
         fake::{Effect, FakeKernel, Host},
     },
-    model::{Address, IfName, Mode, NetworkSpec, Route},
+    model::{Address, IfName, Mode, NetworkSpec, PortSpec, Route},
     plan::{BRIDGE_NF, FORWARD4, FORWARD6},
 };
 use shared::mac::Mac;
@@ -40,8 +40,17 @@ fn port(network: &str, port: &str) -> NewPort {
     NewPort {
         network: name(network),
         name: name(port),
-        mac: None,
-        filter: true,
+        spec: PortSpec {
+            mac: None,
+            filter: true,
+            ipv4: None,
+            ipv6: None,
+            extra: BTreeSet::new(),
+            hostname: None,
+            isolated: false,
+            rate_in: None,
+            rate_out: None,
+        },
         labels: BTreeMap::new(),
         owner: 1000,
     }

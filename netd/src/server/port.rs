@@ -3,7 +3,7 @@
 use super::page_size;
 use crate::{
     convert,
-    kernel::Kernel,
+    kernel::{Kernel, TapTraffic},
     reconciler::{PortView, Reconciler},
 };
 use proto::netd::v1 as wire;
@@ -20,7 +20,8 @@ pub struct Service<K>(pub Reconciler<K>);
 impl<K: Kernel> Service<K> {
     async fn wire(&self, view: PortView) -> Result<wire::Port, Fault> {
         let attached = self.0.attached(std::slice::from_ref(&view.port.tap)).await?.contains(&view.port.tap);
-        Ok(convert::port(view, attached))
+        let traffic = self.0.traffic().await?.taps.remove(&view.port.tap).unwrap_or_default();
+        Ok(convert::port(view, attached, &traffic))
     }
 }
 
@@ -49,11 +50,13 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         let full = views.len() == size;
         let taps: Vec<_> = views.iter().map(|view| view.port.tap.clone()).collect();
         let attached = self.0.attached(&taps).await?;
+        let mut traffic = self.0.traffic().await?.taps;
         let ports: Vec<_> = views
             .into_iter()
             .map(|view| {
                 let attached = attached.contains(&view.port.tap);
-                convert::port(view, attached)
+                let traffic = traffic.remove(&view.port.tap).unwrap_or_default();
+                convert::port(view, attached, &traffic)
             })
             .collect();
         let next_page_token =
@@ -68,7 +71,17 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         let owner = peer_of(&request)?.uid;
         let new = convert::new_port(request.into_inner().port, owner)?;
         let view = self.0.create_port(new).await?;
-        Ok(Response::new(convert::port(view, false)))
+        Ok(Response::new(convert::port(view, false, &TapTraffic::default())))
+    }
+
+    async fn update_port(
+        &self,
+        request: Request<wire::UpdatePortRequest>,
+    ) -> Result<Response<wire::Port>, Status> {
+        let caller = peer_of(&request)?.uid;
+        let (key, change) = convert::port_change(request.into_inner())?;
+        let view = self.0.update_port(key, change, caller).await?;
+        Ok(Response::new(self.wire(view).await?))
     }
 
     async fn delete_port(

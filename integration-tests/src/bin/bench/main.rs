@@ -145,7 +145,7 @@ async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Me
 async fn create_port(client: &mut PortServiceClient<Channel>, name: &str) {
     let port = Port {
         name: format!("networks/many/ports/{name}"),
-        spec: Some(PortSpec { mac: String::new(), filter: PortFilter::On.into() }),
+        spec: Some(PortSpec { filter: PortFilter::On.into(), ..PortSpec::default() }),
         ..Port::default()
     };
     client.create_port(CreatePortRequest { port: Some(port) }).await.expect("create a port");

@@ -3,12 +3,11 @@
 use super::{
     super::{Element, Elements},
     TABLE,
-    words::concat,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nftables::{
     expr::{Expression, NamedExpression, Prefix},
-    schema::{self, NfListObject, SetType},
+    schema::{self, NfListObject},
     types::NfFamily,
 };
 use serde_json::Value;
@@ -18,119 +17,277 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-/// A set of ours: where it is and what it holds.
-pub(super) struct SetSpec {
-    pub(super) family: NfFamily,
-    pub(super) name: &'static str,
-    pub(super) key: &'static [SetType],
-    pub(super) interval: bool,
-}
+use crate::model::IfName;
 
-use SetType::{EtherAddr, Ifname, Ipv4Addr as V4, Ipv6Addr as V6};
-
-const fn set(family: NfFamily, name: &'static str, key: &'static [SetType]) -> SetSpec {
-    SetSpec { family, name, key, interval: false }
-}
-
-pub(super) const SETS: [SetSpec; 14] = [
-    set(NfFamily::Bridge, "kv_filtered", &[Ifname]),
-    set(NfFamily::Bridge, "kv_mac", &[Ifname, EtherAddr]),
-    set(NfFamily::Bridge, "kv_isolated_tap", &[Ifname]),
-    set(NfFamily::INet, "kv_isolated", &[Ifname]),
-    set(NfFamily::INet, "kv_guest", &[Ifname]),
-    set(NfFamily::INet, "kv_nat", &[Ifname]),
-    set(NfFamily::INet, "kv_routed", &[Ifname]),
-    set(NfFamily::INet, "kv_any_uplink", &[Ifname]),
-    set(NfFamily::INet, "kv_uplink", &[Ifname, Ifname]),
-    set(NfFamily::INet, "kv_same", &[Ifname, Ifname]),
-    SetSpec { family: NfFamily::INet, name: "kv_subnet4", key: &[Ifname, V4], interval: true },
-    SetSpec { family: NfFamily::INet, name: "kv_subnet6", key: &[Ifname, V6], interval: true },
-    set(NfFamily::INet, "kv_gateway4", &[Ifname, V4]),
-    set(NfFamily::INet, "kv_gateway6", &[Ifname, V6]),
+/// Sets of the bridge table; all others are of the inet table.
+const BRIDGE: [&str; 11] = [
+    "kv_tap",
+    "kv_filtered",
+    "kv_isolated_tap",
+    "kv_mac",
+    "kv_lladdr",
+    "kv_any4",
+    "kv_ip4",
+    "kv_arp",
+    "kv_any6",
+    "kv_ip6",
+    "kv_target",
 ];
 
-/// The sets and members that one element stands for. A bridge of ours is also in `kv_same`, since with bridge
-/// netfilter on a frame between two of its ports passes the forward hook as a packet from the bridge to itself.
-pub(super) fn members(element: &Element) -> Vec<(&'static str, Vec<Expression<'static>>)> {
-    let text = |value: &dyn ToString| Expression::String(value.to_string().into());
-    let prefix = |net: IpNet| {
-        Expression::Named(NamedExpression::Prefix(Prefix {
-            addr: Box::new(text(&net.network())),
-            len: net.prefix_len().into(),
-        }))
-    };
-    let same = |bridge| ("kv_same", vec![text(bridge), text(bridge)]);
-    match element {
-        Element::IsolatedBridge(bridge) => vec![("kv_isolated", vec![text(bridge)]), same(bridge)],
-        Element::GuestBridge(bridge) => vec![("kv_guest", vec![text(bridge)]), same(bridge)],
-        Element::NatBridge(bridge) => vec![("kv_nat", vec![text(bridge)])],
-        Element::RoutedBridge(bridge) => vec![("kv_routed", vec![text(bridge)])],
-        Element::AnyUplink(bridge) => vec![("kv_any_uplink", vec![text(bridge)])],
-        Element::Uplink(bridge, uplink) => vec![("kv_uplink", vec![text(bridge), text(uplink)])],
-        Element::Subnet4(bridge, net) => vec![("kv_subnet4", vec![text(bridge), prefix(IpNet::V4(*net))])],
-        Element::Subnet6(bridge, net) => vec![("kv_subnet6", vec![text(bridge), prefix(IpNet::V6(*net))])],
-        Element::Gateway4(bridge, address) => vec![("kv_gateway4", vec![text(bridge), text(address)])],
-        Element::Gateway6(bridge, address) => vec![("kv_gateway6", vec![text(bridge), text(address)])],
-        Element::FilteredTap(tap) => vec![("kv_filtered", vec![text(tap)])],
-        Element::TapMac(tap, mac) => vec![("kv_mac", vec![text(tap), text(mac)])],
-        Element::IsolatedTap(tap) => vec![("kv_isolated_tap", vec![text(tap)])],
+/// Sets that count what the filter dropped, and the reason that each stands for.
+pub const DROPS: [(&str, &str); 8] = [
+    ("kv_drop_mac", "mac"),
+    ("kv_drop_ethertype", "ethertype"),
+    ("kv_drop_arp", "arp"),
+    ("kv_drop_ipv4", "ipv4"),
+    ("kv_drop_ipv6", "ipv6"),
+    ("kv_drop_nd", "nd"),
+    ("kv_drop_router", "router"),
+    ("kv_drop_dhcp", "dhcp"),
+];
+/// Sets of addresses that ports were seen to use.
+pub const SEEN: [&str; 2] = ["kv_seen4", "kv_seen6"];
+
+/// Whether traffic fills the set, so that its members are no drift.
+pub(super) fn filled_by_traffic(set: &str) -> bool {
+    SEEN.contains(&set) || set.starts_with("kv_drop_") || set.starts_with("kv_limit_")
+}
+
+/// One field of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Field {
+    /// An interface.
+    Name(IfName),
+    /// What nft writes as it is: an address.
+    Word(String),
+    /// A prefix.
+    Net(IpNet),
+    /// Raw bytes as a number.
+    Bytes(u128),
+}
+
+impl Field {
+    fn json(&self) -> Expression<'static> {
+        match self {
+            Self::Name(name) => Expression::String(name.to_string().into()),
+            Self::Word(word) => Expression::String(word.clone().into()),
+            Self::Net(net) => Expression::Named(NamedExpression::Prefix(Prefix {
+                addr: Box::new(Expression::String(net.network().to_string().into())),
+                len: net.prefix_len().into(),
+            })),
+            Self::Bytes(number) => Expression::String(format!("{number:#x}").into()),
+        }
+    }
+
+    /// In nft's own language. An interface's name may be a word of that language, so it is quoted.
+    fn text(&self) -> String {
+        match self {
+            Self::Name(name) => format!("\"{name}\""),
+            other => other.plain(),
+        }
+    }
+
+    /// As `plain` has it of a listing.
+    fn plain(&self) -> String {
+        match self {
+            Self::Name(name) => name.to_string(),
+            Self::Word(word) => word.clone(),
+            Self::Net(net) => net.trunc().to_string(),
+            Self::Bytes(number) => format!("{number:#x}"),
+        }
     }
 }
 
-/// The element that a member read back stands for; `None` for `kv_same`, which others imply, and for what is not
-/// ours.
-pub(super) fn element(set: &str, member: &Value) -> Option<Element> {
-    let parts = match member.pointer("/concat").and_then(Value::as_array) {
-        Some(parts) => parts.iter().collect(),
-        None => vec![member],
+/// One member of one set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) set: &'static str,
+    pub(super) fields: Vec<Field>,
+}
+
+impl Member {
+    /// Its form in a listing, by which it is compared.
+    pub(super) fn key(&self) -> (String, String) {
+        (self.set.to_owned(), self.fields.iter().map(Field::plain).collect::<Vec<_>>().join(" . "))
+    }
+
+    fn json(&self) -> Expression<'static> {
+        match self.fields.as_slice() {
+            [one] => one.json(),
+            many => {
+                Expression::Named(NamedExpression::Concat(many.iter().map(Field::json).collect::<Vec<_>>()))
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        self.fields.iter().map(Field::text).collect::<Vec<_>>().join(" . ")
+    }
+}
+
+/// The members that an element stands for. The first one is what it is read back from; the others follow from it: a
+/// bridge of ours is also in `kv_same`, an address also in the form of raw bytes.
+pub(super) fn members(element: &Element) -> Vec<Member> {
+    let name = |name: &IfName| Field::Name(name.clone());
+    let word = |value: &dyn ToString| Field::Word(value.to_string());
+    let member = |set, fields| Member { set, fields };
+    let bytes = |mac: &Mac| {
+        let [a, b, c, d, e, f] = mac.bytes();
+        Field::Bytes(u64::from_be_bytes([0, 0, a, b, c, d, e, f]).into())
     };
-    let name = |at: usize| parts.get(at)?.as_str()?.parse().ok();
-    let first = name(0)?;
+    let same = |bridge| member("kv_same", vec![name(bridge), name(bridge)]);
+    match element {
+        Element::IsolatedBridge(bridge) => vec![member("kv_isolated", vec![name(bridge)]), same(bridge)],
+        Element::GuestBridge(bridge) => vec![member("kv_guest", vec![name(bridge)]), same(bridge)],
+        Element::NatBridge(bridge) => vec![member("kv_nat", vec![name(bridge)])],
+        Element::RoutedBridge(bridge) => vec![member("kv_routed", vec![name(bridge)])],
+        Element::AnyUplink(bridge) => vec![member("kv_any_uplink", vec![name(bridge)])],
+        Element::Uplink(bridge, uplink) => vec![member("kv_uplink", vec![name(bridge), name(uplink)])],
+        Element::Subnet4(bridge, net) => {
+            vec![member("kv_subnet4", vec![name(bridge), Field::Net(IpNet::V4(*net))])]
+        }
+        Element::Subnet6(bridge, net) => {
+            vec![member("kv_subnet6", vec![name(bridge), Field::Net(IpNet::V6(*net))])]
+        }
+        Element::Gateway4(bridge, address) => {
+            vec![member("kv_gateway4", vec![name(bridge), word(address)])]
+        }
+        Element::Gateway6(bridge, address) => {
+            vec![member("kv_gateway6", vec![name(bridge), word(address)])]
+        }
+        Element::Apart4(bridge, address) => vec![member("kv_apart4", vec![name(bridge), word(address)])],
+        Element::Apart6(bridge, address) => vec![member("kv_apart6", vec![name(bridge), word(address)])],
+        Element::Tap(tap) => vec![member("kv_tap", vec![name(tap)])],
+        Element::FilteredTap(tap) => vec![member("kv_filtered", vec![name(tap)])],
+        Element::IsolatedTap(tap) => vec![member("kv_isolated_tap", vec![name(tap)])],
+        Element::TapMac(tap, mac) => vec![
+            member("kv_mac", vec![name(tap), word(mac)]),
+            member("kv_lladdr", vec![name(tap), bytes(mac)]),
+        ],
+        Element::AnyAddress4(tap) => vec![member("kv_any4", vec![name(tap)])],
+        Element::AnyAddress6(tap) => vec![member("kv_any6", vec![name(tap)])],
+        Element::TapAddress4(tap, mac, address) => vec![
+            member("kv_arp", vec![name(tap), word(mac), word(address)]),
+            member("kv_ip4", vec![name(tap), word(address)]),
+        ],
+        Element::TapAddress6(tap, address) => vec![
+            member("kv_ip6", vec![name(tap), word(address)]),
+            member("kv_target", vec![name(tap), Field::Bytes(u128::from(*address))]),
+        ],
+    }
+}
+
+/// A member of a listing in fields.
+pub(super) fn fields(member: &Value) -> Vec<String> {
+    match member.pointer("/concat").and_then(Value::as_array) {
+        Some(parts) => parts.iter().map(plain).collect(),
+        None => vec![plain(member)],
+    }
+}
+
+/// nft writes a number of up to 63 bits as such and a longer one as text; neither has leading zeros.
+fn plain(value: &Value) -> String {
+    if let Some(number) = value.as_u64() {
+        return format!("{number:#x}");
+    }
+    if let Some((address, length)) = prefix(value) {
+        return format!("{address}/{length}");
+    }
+    match value.as_str() {
+        Some(text) => match text.strip_prefix("0x") {
+            Some(digits) => format!("0x{}", digits.trim_start_matches('0')),
+            None => text.to_owned(),
+        },
+        None => value.to_string(),
+    }
+}
+
+fn prefix(value: &Value) -> Option<(&str, u64)> {
+    Some((value.pointer("/prefix/addr")?.as_str()?, value.pointer("/prefix/len")?.as_u64()?))
+}
+
+/// The element that a member read back stands for; `None` for members that follow from others, and for what is not
+/// ours.
+pub(super) fn element(set: &str, fields: &[String]) -> Option<Element> {
+    fn at<T: std::str::FromStr>(fields: &[String], at: usize) -> Option<T> {
+        fields.get(at)?.parse().ok()
+    }
+    let first: IfName = at(fields, 0)?;
     Some(match set {
         "kv_isolated" => Element::IsolatedBridge(first),
         "kv_guest" => Element::GuestBridge(first),
         "kv_nat" => Element::NatBridge(first),
         "kv_routed" => Element::RoutedBridge(first),
         "kv_any_uplink" => Element::AnyUplink(first),
-        "kv_uplink" => Element::Uplink(first, name(1)?),
-        "kv_subnet4" => Element::Subnet4(
-            first,
-            net(parts.get(1)?).and_then(|n| Ipv4Net::new(n.0.parse().ok()?, n.1).ok())?,
-        ),
-        "kv_subnet6" => Element::Subnet6(
-            first,
-            net(parts.get(1)?).and_then(|n| Ipv6Net::new(n.0.parse().ok()?, n.1).ok())?,
-        ),
-        "kv_gateway4" => Element::Gateway4(first, parts.get(1)?.as_str()?.parse::<Ipv4Addr>().ok()?),
-        "kv_gateway6" => Element::Gateway6(first, parts.get(1)?.as_str()?.parse::<Ipv6Addr>().ok()?),
+        "kv_uplink" => Element::Uplink(first, at(fields, 1)?),
+        "kv_subnet4" => Element::Subnet4(first, net4(fields.get(1)?)?),
+        "kv_subnet6" => Element::Subnet6(first, net6(fields.get(1)?)?),
+        "kv_gateway4" => Element::Gateway4(first, at(fields, 1)?),
+        "kv_gateway6" => Element::Gateway6(first, at(fields, 1)?),
+        "kv_apart4" => Element::Apart4(first, at(fields, 1)?),
+        "kv_apart6" => Element::Apart6(first, at(fields, 1)?),
+        "kv_tap" => Element::Tap(first),
         "kv_filtered" => Element::FilteredTap(first),
-        "kv_mac" => Element::TapMac(first, parts.get(1)?.as_str()?.parse::<Mac>().ok()?),
         "kv_isolated_tap" => Element::IsolatedTap(first),
+        "kv_mac" => Element::TapMac(first, at(fields, 1)?),
+        "kv_any4" => Element::AnyAddress4(first),
+        "kv_any6" => Element::AnyAddress6(first),
+        "kv_arp" => Element::TapAddress4(first, at(fields, 1)?, at(fields, 2)?),
+        "kv_ip6" => Element::TapAddress6(first, at(fields, 1)?),
         _ => return None,
     })
 }
 
-fn net(value: &Value) -> Option<(&str, u8)> {
-    let address = value.pointer("/prefix/addr")?.as_str()?;
-    let length = value.pointer("/prefix/len")?.as_u64()?;
-    Some((address, length.try_into().ok()?))
+/// nft leaves a full prefix length out.
+fn net4(text: &str) -> Option<Ipv4Net> {
+    text.parse().ok().or_else(|| Some(text.parse::<Ipv4Addr>().ok()?.into()))
 }
 
-pub(super) fn by_set(elements: &Elements) -> BTreeMap<&'static str, Vec<Expression<'static>>> {
+fn net6(text: &str) -> Option<Ipv6Net> {
+    text.parse().ok().or_else(|| Some(text.parse::<Ipv6Addr>().ok()?.into()))
+}
+
+fn by_set(elements: &Elements) -> BTreeMap<&'static str, Vec<Member>> {
     let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (set, mut key) in elements.0.iter().flat_map(members) {
-        let member = if key.len() == 1 { key.remove(0) } else { concat(key) };
-        sets.entry(set).or_default().push(member);
+    for member in elements.0.iter().flat_map(members) {
+        sets.entry(member.set).or_default().push(member);
     }
     sets
 }
 
-pub(super) fn set_members(name: &'static str, members: Vec<Expression<'static>>) -> NfListObject<'static> {
-    let family = SETS.iter().find(|spec| spec.name == name).map_or(NfFamily::INet, |spec| spec.family);
+fn family(set: &str) -> NfFamily {
+    if BRIDGE.contains(&set) || filled_by_traffic(set) { NfFamily::Bridge } else { NfFamily::INet }
+}
+
+/// Commands that add members, in nft's own language.
+pub(super) fn text(elements: &Elements) -> String {
+    by_set(elements).into_iter().fold(String::new(), |mut text, (set, members)| {
+        let members: Vec<_> = members.iter().map(Member::text).collect();
+        let family = super::word(family(set));
+        text += &format!("add element {family} {TABLE} {set} {{ {} }}\n", members.join(", "));
+        text
+    })
+}
+
+/// The same as objects of a JSON transaction.
+pub(super) fn objects(elements: &Elements) -> Vec<NfListObject<'static>> {
+    by_set(elements)
+        .into_iter()
+        .map(|(set, members)| object(set, members.iter().map(Member::json).collect()))
+        .collect()
+}
+
+/// What traffic has left behind of a tap that goes: its counters.
+pub(super) fn counters(tap: &IfName) -> Vec<NfListObject<'static>> {
+    let key = || vec![Expression::String(tap.to_string().into())];
+    DROPS.iter().map(|(set, _)| object(set, key())).collect()
+}
+
+fn object(set: &'static str, members: Vec<Expression<'static>>) -> NfListObject<'static> {
     NfListObject::Element(schema::Element {
-        family,
+        family: family(set),
         table: TABLE.into(),
-        name: name.into(),
+        name: set.into(),
         elem: members.into(),
     })
 }

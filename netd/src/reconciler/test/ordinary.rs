@@ -66,7 +66,9 @@ fn another_spec_of_the_same_name_is_refused() {
     assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "NETWORK_EXISTS"));
     assert!(fault.chain().contains("cannot create network `lan`") && !fault.hints().is_empty());
     process.create_port(&port("lan", "a")).unwrap();
-    for other in [NewPort { owner: 1001, ..port("lan", "a") }, NewPort { filter: false, ..port("lan", "a") }]
+    let unfiltered = PortSpec { filter: false, ..port("lan", "a").spec };
+    for other in
+        [NewPort { owner: 1001, ..port("lan", "a") }, NewPort { spec: unfiltered, ..port("lan", "a") }]
     {
         let fault = process.create_port(&other).unwrap_err();
         assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "PORT_EXISTS"));
@@ -89,8 +91,9 @@ fn a_mac_belongs_to_one_port_of_a_network() {
     let (_dir, _kernel, process) = fixture();
     process.create(&network("lan", spec(Mode::Nat))).unwrap();
     let mac: Option<Mac> = Some("52:54:00:00:00:01".parse().unwrap());
-    process.create_port(&NewPort { mac, ..port("lan", "a") }).unwrap();
-    let fault = process.create_port(&NewPort { mac, ..port("lan", "b") }).unwrap_err();
+    let asks = |text| NewPort { spec: PortSpec { mac, ..port("lan", text).spec }, ..port("lan", text) };
+    process.create_port(&asks("a")).unwrap();
+    let fault = process.create_port(&asks("b")).unwrap_err();
     assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "MAC_TAKEN"));
     assert_eq!(fault.metadata()["port"], "networks/lan/ports/a");
     let free = process.create_port(&port("lan", "b")).unwrap();

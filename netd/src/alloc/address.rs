@@ -1,0 +1,223 @@
+//! Addresses of ports. Pure.
+
+use crate::model::{Network, Port, PortKey, PortSpec, Reservation};
+use ipnet::{IpNet, Ipv6Net};
+use shared::{
+    fault::{Fault, Kind},
+    mac::Mac,
+    name::Name,
+};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// Reservations kept for one network; the oldest goes when there are more.
+const MOST_RESERVATIONS: usize = 4096;
+
+/// fe80::/64, which every interface has a part in.
+pub const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
+
+/// The addresses of a port, decided once.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// In the network's IPv4 subnet, or as asked where it has none.
+    pub ipv4: Option<Ipv4Addr>,
+    /// As `ipv4`.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Reservations that these addresses use up.
+    pub given_up: Vec<PortKey>,
+}
+
+/// What the network's addresses are used for. `Ports` and `Reservations` are those of the network.
+struct Uses<'a> {
+    network: &'a Network,
+    ports: BTreeMap<IpAddr, &'a Port>,
+    reserved: BTreeMap<IpAddr, &'a Reservation>,
+}
+
+impl<'a> Uses<'a> {
+    fn new(
+        network: &'a Network,
+        others: impl Iterator<Item = &'a Port>,
+        reservations: impl Iterator<Item = &'a Reservation>,
+    ) -> Self {
+        let ports = others.flat_map(|port| port.addresses().map(move |address| (address, port))).collect();
+        let reserved = reservations
+            .flat_map(|r| {
+                let both = r.ipv4.map(IpAddr::V4).into_iter().chain(r.ipv6.map(IpAddr::V6));
+                both.map(move |address| (address, r))
+            })
+            .collect();
+        Self { network, ports, reserved }
+    }
+
+    fn subnet(&self, address: IpAddr) -> Option<IpNet> {
+        match address {
+            IpAddr::V4(_) => self.network.ipv4.map(IpNet::V4),
+            IpAddr::V6(_) => self.network.ipv6.map(IpNet::V6),
+        }
+    }
+
+    /// Whether a guest may have an address that a client asks for.
+    fn check(&self, address: IpAddr) -> Result<(), Fault> {
+        let refuse = |reason: &str, why: String| {
+            Err(Fault::new(Kind::InvalidArgument, reason, format!("{address} cannot be the guest's: {why}"))
+                .meta("address", address)
+                .hint("choose another one, or leave it out to get a free one"))
+        };
+        if address.is_multicast() || address.is_loopback() || address.is_unspecified() {
+            return refuse("INVALID_ADDRESS", "it is no address of one host".to_owned());
+        }
+        if let IpAddr::V6(v6) = address
+            && (v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some())
+        {
+            return refuse("INVALID_ADDRESS", "guests choose their link-local address themselves".to_owned());
+        }
+        if let Some(net) = self.subnet(address) {
+            if !net.contains(&address) {
+                return refuse("ADDRESS_OUTSIDE", format!("it is outside the subnet {}", net.trunc()));
+            }
+            if net.addr() == address {
+                return refuse("ADDRESS_TAKEN", "it is the network's own gateway address".to_owned());
+            }
+            let ends = address == net.network() || address.is_ipv4() && address == net.broadcast();
+            if ends {
+                return refuse("INVALID_ADDRESS", format!("it stands for the subnet {}", net.trunc()));
+            }
+        }
+        match self.ports.get(&address) {
+            Some(port) => Err(Fault::new(
+                Kind::AlreadyExists,
+                "ADDRESS_TAKEN",
+                format!("{address} belongs to `{}`", port.resource()),
+            )
+            .meta("port", port.resource())
+            .hint("choose another one, or leave it out to get a free one")),
+            None => Ok(()),
+        }
+    }
+
+    /// The first free one of `candidates`, else one that is set aside for a port which is gone, the oldest first.
+    fn free(&self, candidates: impl Iterator<Item = IpAddr>, of: IpNet) -> Result<IpAddr, Fault> {
+        let mut possible =
+            candidates.filter(|address| *address != of.addr() && !self.ports.contains_key(address));
+        if let Some(free) = possible.find(|address| !self.reserved.contains_key(address)) {
+            return Ok(free);
+        }
+        let unused = self
+            .reserved
+            .iter()
+            .filter(|(address, _)| of.contains(*address) && !self.ports.contains_key(address));
+        let oldest = unused.min_by_key(|(_, reservation)| reservation.order);
+        oldest.map(|(address, _)| *address).ok_or_else(|| {
+            Fault::new(
+                Kind::ResourceExhausted,
+                "NO_ADDRESS",
+                format!("no address is left in {} of network `{}`", of.trunc(), self.network.name),
+            )
+            .hint("delete ports that are not needed, or make a network with a larger subnet")
+        })
+    }
+}
+
+/// Decides the addresses of a port: as asked, as it had them before, or free ones.
+///
+/// # Errors
+/// INVALID_ARGUMENT or ALREADY_EXISTS with what is wrong with an address that was asked for; RESOURCE_EXHAUSTED if a
+/// subnet is full.
+pub fn addresses<'a>(
+    network: &'a Network,
+    port: (&Name, Mac),
+    spec: &PortSpec,
+    others: impl Iterator<Item = &'a Port>,
+    reservations: impl Iterator<Item = &'a Reservation> + Clone,
+) -> Result<Addresses, Fault> {
+    let uses = Uses::new(network, others, reservations.clone());
+    let own = reservations.clone().find(|r| r.name == *port.0);
+    let kept = |address: Option<IpAddr>| address.filter(|address| uses.check(*address).is_ok());
+    let mut chosen = Addresses::default();
+    chosen.ipv4 = match (spec.ipv4, network.ipv4) {
+        (Some(asked), _) => uses.check(asked.into()).map(|()| Some(asked))?,
+        (None, None) => None,
+        (None, Some(net)) => {
+            let kept = kept(own.and_then(|r| r.ipv4).map(IpAddr::V4));
+            let address = match kept {
+                Some(address) => address,
+                None => uses.free(net.hosts().map(IpAddr::V4), net.into())?,
+            };
+            v4(address)
+        }
+    };
+    chosen.ipv6 = match (spec.ipv6, network.ipv6) {
+        (Some(asked), _) => uses.check(asked.into()).map(|()| Some(asked))?,
+        (None, None) => None,
+        (None, Some(net)) => {
+            let kept = kept(own.and_then(|r| r.ipv6).map(IpAddr::V6));
+            let by_mac = IpAddr::V6(eui64(net, port.1));
+            let address = match kept {
+                _ if net.prefix_len() <= 64 && uses.check(by_mac).is_ok() => by_mac,
+                Some(address) => address,
+                None => uses.free(net.hosts().skip(1).map(IpAddr::V6), net.into())?,
+            };
+            v6(address)
+        }
+    };
+    for address in &spec.extra {
+        uses.check(*address)?;
+    }
+    let used = |r: &&Reservation| {
+        r.name == *port.0
+            || r.ipv4.is_some() && r.ipv4 == chosen.ipv4
+            || r.ipv6.is_some() && r.ipv6 == chosen.ipv6
+    };
+    chosen.given_up = reservations.clone().filter(used).map(Reservation::key).collect();
+    let many = reservations.clone().count().saturating_sub(MOST_RESERVATIONS);
+    if many > 0 {
+        let mut by_age: Vec<_> = reservations.collect();
+        by_age.sort_by_key(|r| r.order);
+        chosen.given_up.extend(by_age.into_iter().take(many).map(Reservation::key));
+    }
+    Ok(chosen)
+}
+
+/// Checks what is not an address: names that guests call each other by.
+///
+/// # Errors
+/// ALREADY_EXISTS if another port of the network has that host name.
+pub fn check_names<'a>(
+    port: &Name,
+    spec: &PortSpec,
+    mut others: impl Iterator<Item = &'a Port>,
+) -> Result<(), Fault> {
+    let hostname = spec.hostname.as_ref().unwrap_or(port);
+    match others.find(|other| other.name != *port && other.hostname() == hostname) {
+        Some(other) => Err(Fault::new(
+            Kind::AlreadyExists,
+            "HOSTNAME_TAKEN",
+            format!("the host name `{hostname}` belongs to `{}`", other.resource()),
+        )
+        .meta("port", other.resource())
+        .hint("choose another one with --hostname")),
+        None => Ok(()),
+    }
+}
+
+/// The address that a guest forms of its prefix and MAC (RFC 4291, appendix A).
+#[must_use]
+pub fn eui64(net: Ipv6Net, mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.bytes();
+    let low = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from(u128::from(net.addr()) >> 64 << 64 | u128::from(low))
+}
+
+fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    if let IpAddr::V4(v4) = address { Some(v4) } else { None }
+}
+
+fn v6(address: IpAddr) -> Option<Ipv6Addr> {
+    if let IpAddr::V6(v6) = address { Some(v6) } else { None }
+}
+
+#[cfg(test)]
+mod test;

@@ -1,0 +1,208 @@
+//! Addresses: as asked, as before, or free; and never anybody else's.
+
+use super::*;
+use crate::model::{Mode, NetworkSpec};
+use proptest::prelude::*;
+use shared::time::Timestamp;
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn network(ipv4: Option<&str>, ipv6: Option<&str>) -> Network {
+    let now = Timestamp::now();
+    let spec = NetworkSpec { mode: Mode::Nat, ipv4: None, ipv6: None, bridge: None, uplink: None, mtu: None };
+    Network {
+        name: name("lan"),
+        uid: Uuid::nil(),
+        generation: 1,
+        created: now,
+        updated: now,
+        labels: BTreeMap::new(),
+        spec,
+        bridge: "kvb-lan".parse().unwrap(),
+        bridge_mac: Mac::derived("lan", 0),
+        ipv4: ipv4.map(|net| net.parse().unwrap()),
+        ipv6: ipv6.map(|net| net.parse().unwrap()),
+        mtu: 1500,
+        takeover: None,
+        deleting: false,
+    }
+}
+
+fn asks(ipv4: Option<&str>, ipv6: Option<&str>, extra: &[&str]) -> PortSpec {
+    PortSpec {
+        mac: None,
+        filter: true,
+        ipv4: ipv4.map(|text| text.parse().unwrap()),
+        ipv6: ipv6.map(|text| text.parse().unwrap()),
+        extra: extra.iter().map(|text| text.parse().unwrap()).collect(),
+        hostname: None,
+        isolated: false,
+        rate_in: None,
+        rate_out: None,
+    }
+}
+
+fn port(text: &str, ipv4: Option<&str>, spec: PortSpec) -> Port {
+    let now = Timestamp::now();
+    Port {
+        network: name("lan"),
+        name: name(text),
+        uid: Uuid::nil(),
+        generation: 1,
+        created: now,
+        updated: now,
+        labels: BTreeMap::new(),
+        spec,
+        mac: Mac::derived(text, 0),
+        ipv4: ipv4.map(|text| text.parse().unwrap()),
+        ipv6: None,
+        tap: "kvp-a".parse().unwrap(),
+        owner: 0,
+        deleting: false,
+    }
+}
+
+fn reservation(text: &str, ipv4: &str, order: i64) -> Reservation {
+    Reservation {
+        network: name("lan"),
+        name: name(text),
+        ipv4: Some(ipv4.parse().unwrap()),
+        ipv6: None,
+        order,
+    }
+}
+
+fn choose(
+    network: &Network,
+    text: &str,
+    spec: &PortSpec,
+    ports: &[Port],
+    reservations: &[Reservation],
+) -> Result<Addresses, Fault> {
+    let port = (&name(text), Mac::derived(text, 0));
+    addresses(network, port, spec, ports.iter(), reservations.iter())
+}
+
+fn first(chosen: Result<Addresses, Fault>) -> String {
+    chosen.unwrap().ipv4.unwrap().to_string()
+}
+
+#[test]
+fn the_first_free_address_is_chosen_and_the_gateways_is_not() {
+    let lan = network(Some("10.0.0.2/29"), Some("fd00:1::1/64"));
+    let none = asks(None, None, &[]);
+    let ports = [port("b", Some("10.0.0.1"), asks(None, None, &["10.0.0.3"]))];
+    let chosen = choose(&lan, "a", &none, &ports, &[]).unwrap();
+    assert_eq!(chosen.ipv4.unwrap().to_string(), "10.0.0.4");
+    let mac = Mac::derived("a", 0).bytes();
+    let expected = format!("fd00:1::5054:ff:fe{:02x}:{:02x}{:02x}", mac[3], mac[4], mac[5]);
+    assert_eq!(chosen.ipv6.unwrap(), expected.parse::<Ipv6Addr>().unwrap());
+    let bare = choose(&network(None, None), "a", &none, &[], &[]).unwrap();
+    assert_eq!(bare, Addresses::default());
+}
+
+#[test]
+fn a_port_of_the_same_name_gets_its_address_back() {
+    let lan = network(Some("10.0.0.1/29"), None);
+    let none = asks(None, None, &[]);
+    let held = [reservation("a", "10.0.0.5", 1), reservation("b", "10.0.0.2", 2)];
+    let back = choose(&lan, "a", &none, &[], &held).unwrap();
+    assert_eq!(back.ipv4.unwrap().to_string(), "10.0.0.5");
+    assert_eq!(back.given_up, [(name("lan"), name("a"))]);
+    assert_eq!(first(choose(&lan, "c", &none, &[], &held)), "10.0.0.3", "others' stay set aside");
+    let now_anothers = [port("x", Some("10.0.0.5"), none.clone())];
+    assert_eq!(first(choose(&lan, "a", &none, &now_anothers, &held)), "10.0.0.3");
+}
+
+#[test]
+fn where_nothing_else_is_left_the_oldest_reservation_goes() {
+    let lan = network(Some("10.0.0.1/30"), None);
+    let none = asks(None, None, &[]);
+    let held = [reservation("a", "10.0.0.2", 7)];
+    let taken = choose(&lan, "c", &none, &[], &held).unwrap();
+    assert_eq!(taken.ipv4.unwrap().to_string(), "10.0.0.2");
+    assert_eq!(taken.given_up, [(name("lan"), name("a"))]);
+    let full = [port("b", Some("10.0.0.2"), none.clone())];
+    let fault = choose(&lan, "c", &none, &full, &held).unwrap_err();
+    assert_eq!((fault.kind(), fault.reason()), (Kind::ResourceExhausted, "NO_ADDRESS"));
+    assert!(!fault.hints().is_empty());
+}
+
+#[test]
+fn addresses_that_cannot_be_are_refused_with_a_reason_and_a_hint() {
+    let lan = network(Some("10.0.0.1/24"), Some("fd00:1::1/64"));
+    let ports = [port("b", Some("10.0.0.9"), asks(None, None, &["10.0.0.10", "fd00:1::10"]))];
+    for (ipv4, ipv6, extra, reason) in [
+        (Some("10.0.1.9"), None, &[][..], "ADDRESS_OUTSIDE"),
+        (Some("10.0.0.1"), None, &[], "ADDRESS_TAKEN"),
+        (Some("10.0.0.9"), None, &[], "ADDRESS_TAKEN"),
+        (Some("10.0.0.10"), None, &[], "ADDRESS_TAKEN"),
+        (Some("10.0.0.0"), None, &[], "INVALID_ADDRESS"),
+        (Some("10.0.0.255"), None, &[], "INVALID_ADDRESS"),
+        (Some("224.0.0.1"), None, &[], "INVALID_ADDRESS"),
+        (None, Some("fd00:2::2"), &[], "ADDRESS_OUTSIDE"),
+        (None, Some("fd00:1::1"), &[], "ADDRESS_TAKEN"),
+        (None, Some("fd00:1::10"), &[], "ADDRESS_TAKEN"),
+        (None, Some("fd00:1::"), &[], "INVALID_ADDRESS"),
+        (None, Some("fe80::5"), &[], "INVALID_ADDRESS"),
+        (None, None, &["10.0.0.9"], "ADDRESS_TAKEN"),
+        (None, None, &["192.168.7.7"], "ADDRESS_OUTSIDE"),
+    ] {
+        let fault = choose(&lan, "a", &asks(ipv4, ipv6, extra), &ports, &[]).unwrap_err();
+        assert_eq!(fault.reason(), reason, "{ipv4:?} {ipv6:?} {extra:?}");
+        assert!(!fault.hints().is_empty());
+    }
+    let declared = asks(Some("192.0.2.7"), None, &["2001:db8::7"]);
+    let on_a_lan = choose(&network(None, None), "a", &declared, &[], &[]).unwrap();
+    assert_eq!(first(Ok(on_a_lan)), "192.0.2.7", "where netd knows no subnet, the client does");
+}
+
+#[test]
+fn host_names_are_one_ports_alone() {
+    let named = |text: &str| PortSpec { hostname: Some(name(text)), ..asks(None, None, &[]) };
+    let ports = [port("web-0", None, named("web")), port("db", None, asks(None, None, &[]))];
+    let check = |own: &str, spec: &PortSpec| check_names(&name(own), spec, ports.iter());
+    assert!(check("a", &named("mail")).is_ok());
+    assert!(check("web-0", &named("web")).is_ok(), "a port's own name is free for it");
+    assert_eq!(check("a", &named("web")).unwrap_err().reason(), "HOSTNAME_TAKEN");
+    assert_eq!(check("a", &named("db")).unwrap_err().reason(), "HOSTNAME_TAKEN");
+    assert_eq!(check("web", &asks(None, None, &[])).unwrap_err().reason(), "HOSTNAME_TAKEN");
+}
+
+proptest! {
+    #[test]
+    fn ports_never_share_an_address(names in proptest::collection::vec("[a-f]{1,2}", 1..40), length in 27..30_u8) {
+        let lan = network(Some(&format!("10.0.0.1/{length}")), Some("fd00:1::1/120"));
+        let mut ports: Vec<Port> = Vec::new();
+        let mut held: Vec<Reservation> = Vec::new();
+        for (order, text) in names.iter().enumerate() {
+            // A name that is there goes, one that is not comes.
+            if let Some(at) = ports.iter().position(|port| port.name.as_str() == text) {
+                let gone = ports.remove(at);
+                held.push(Reservation {
+                    network: gone.network,
+                    name: gone.name,
+                    ipv4: gone.ipv4,
+                    ipv6: gone.ipv6,
+                    order: i64::try_from(order).unwrap(),
+                });
+                continue;
+            }
+            let Ok(chosen) = choose(&lan, text, &asks(None, None, &[]), &ports, &held) else {
+                prop_assert!(ports.len() >= (1 << (32 - length)) - 3, "there was room");
+                continue;
+            };
+            held.retain(|r| !chosen.given_up.contains(&r.key()));
+            let new = Port { ipv4: chosen.ipv4, ipv6: chosen.ipv6, ..port(text, None, asks(None, None, &[])) };
+            ports.push(new);
+            let all: Vec<IpAddr> = ports.iter().flat_map(Port::addresses).collect();
+            let different: BTreeSet<&IpAddr> = all.iter().collect();
+            prop_assert_eq!(different.len(), all.len());
+            prop_assert!(!all.contains(&"10.0.0.1".parse().unwrap()));
+        }
+    }
+}

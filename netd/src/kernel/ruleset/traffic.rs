@@ -1,0 +1,68 @@
+//! What the sets that traffic fills tell: drops by reason, and addresses seen. Pure.
+
+use super::{
+    super::Traffic,
+    sets::{DROPS, SEEN},
+};
+use crate::model::IfName;
+use serde_json::Value;
+use std::net::IpAddr;
+
+/// Reads a listing of the bridge table.
+#[must_use]
+pub fn traffic(listing: &Value) -> Traffic {
+    let mut traffic = Traffic::default();
+    for set in listing.pointer("/nftables").and_then(Value::as_array).into_iter().flatten() {
+        let Some(name) = set.pointer("/set/name").and_then(Value::as_str) else { continue };
+        let members = set.pointer("/set/elem").and_then(Value::as_array).into_iter().flatten();
+        if let Some((_, reason)) = DROPS.iter().find(|(set, _)| *set == name) {
+            for (tap, frames) in members.filter_map(dropped) {
+                traffic.taps.entry(tap).or_default().drops.insert((*reason).to_owned(), frames);
+            }
+        } else if SEEN.contains(&name) {
+            for (tap, address) in members.filter_map(seen) {
+                traffic.taps.entry(tap).or_default().seen.insert(address);
+            }
+        }
+    }
+    traffic
+}
+
+/// The key of a member that carries more than its key.
+fn key(member: &Value) -> &Value {
+    member.pointer("/elem/val").unwrap_or(member)
+}
+
+fn dropped(member: &Value) -> Option<(IfName, u64)> {
+    let frames = member.pointer("/elem/counter/packets")?.as_u64()?;
+    Some((key(member).as_str()?.parse().ok()?, frames))
+}
+
+fn seen(member: &Value) -> Option<(IfName, IpAddr)> {
+    let parts = key(member).pointer("/concat")?.as_array()?;
+    Some((parts.first()?.as_str()?.parse().ok()?, parts.get(1)?.as_str()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn drops_and_addresses_are_told_by_tap() {
+        let listing = json!({"nftables": [
+            {"set": {"name": "kv_drop_arp", "elem": [
+                {"elem": {"val": "kvp-a", "counter": {"packets": 7, "bytes": 420}}},
+                {"elem": {"val": "kvp-b", "counter": {"packets": 5_000_000_000_u64, "bytes": 1}}}]}},
+            {"set": {"name": "kv_seen4", "elem": [
+                {"elem": {"val": {"concat": ["kvp-a", "10.0.0.2"]}, "timeout": 1800, "expires": 3}}]}},
+            {"set": {"name": "kv_seen6", "elem": [
+                {"elem": {"val": {"concat": ["kvp-a", "fe80::1"]}, "timeout": 1800, "expires": 3}}]}},
+            {"set": {"name": "kv_mac", "elem": [{"concat": ["kvp-a", "52:54:00:00:00:01"]}]}}]});
+        let traffic = traffic(&listing);
+        let a = &traffic.taps[&"kvp-a".parse().unwrap()];
+        assert_eq!(a.drops, [("arp".to_owned(), 7)].into());
+        assert_eq!(a.seen, ["10.0.0.2".parse().unwrap(), "fe80::1".parse().unwrap()].into());
+        assert_eq!(traffic.taps[&"kvp-b".parse().unwrap()].drops["arp"], 5_000_000_000);
+    }
+}

@@ -1,0 +1,145 @@
+//! Ports, and the addresses set aside for them.
+
+use super::IfName;
+use serde::{Deserialize, Serialize};
+use shared::{mac::Mac, name::Name, time::Timestamp};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+use uuid::Uuid;
+
+/// Network and port name.
+pub type PortKey = (Name, Name);
+
+/// A limit of bandwidth in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Bits per second, with Ethernet headers.
+    pub bits_per_second: u64,
+    /// Bytes that may pass at once.
+    pub burst_bytes: u32,
+}
+
+/// What a client asked of a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSpec {
+    /// `None`: made from the names.
+    #[serde(rename = "asked_mac")]
+    pub mac: Option<Mac>,
+    /// Whether the guest's frames are checked.
+    pub filter: bool,
+    /// `None`: chosen where the network has a subnet.
+    #[serde(default, rename = "asked_ipv4")]
+    pub ipv4: Option<Ipv4Addr>,
+    /// As `ipv4`.
+    #[serde(default, rename = "asked_ipv6")]
+    pub ipv6: Option<Ipv6Addr>,
+    /// More addresses that the guest may use.
+    #[serde(default)]
+    pub extra: BTreeSet<IpAddr>,
+    /// `None`: the port's name.
+    #[serde(default, rename = "asked_hostname")]
+    pub hostname: Option<Name>,
+    /// Kept apart from other isolated ports of the network.
+    #[serde(default)]
+    pub isolated: bool,
+    /// Toward the guest.
+    #[serde(default)]
+    pub rate_in: Option<Rate>,
+    /// From the guest.
+    #[serde(default)]
+    pub rate_out: Option<Rate>,
+}
+
+/// The record of a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// The network it is on.
+    pub network: Name,
+    /// Its name there.
+    pub name: Name,
+    /// Tells it from an earlier port of the same name.
+    pub uid: Uuid,
+    /// Counts changes of the spec.
+    pub generation: i64,
+    /// When it was recorded.
+    pub created: Timestamp,
+    /// When the record last changed.
+    pub updated: Timestamp,
+    /// The client's own.
+    pub labels: BTreeMap<String, String>,
+    /// What was asked.
+    #[serde(flatten)]
+    pub spec: PortSpec,
+    /// The guest's MAC.
+    pub mac: Mac,
+    /// The guest's address; `None` where the network has no such subnet and none was asked for.
+    #[serde(default)]
+    pub ipv4: Option<Ipv4Addr>,
+    /// As `ipv4`.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
+    /// The tap.
+    pub tap: IfName,
+    /// The uid that may open it.
+    pub owner: u32,
+    /// A delete was recorded and is not finished.
+    pub deleting: bool,
+}
+
+impl Port {
+    /// Its key in maps.
+    #[must_use]
+    pub fn key(&self) -> PortKey {
+        (self.network.clone(), self.name.clone())
+    }
+
+    /// `networks/NETWORK/ports/NAME`.
+    #[must_use]
+    pub fn resource(&self) -> String {
+        port_resource(&self.network, &self.name)
+    }
+
+    /// The guest's name in DNS and DHCP.
+    #[must_use]
+    pub fn hostname(&self) -> &Name {
+        self.spec.hostname.as_ref().unwrap_or(&self.name)
+    }
+
+    /// All addresses that are recorded for it.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let own = self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6));
+        own.chain(self.spec.extra.iter().copied())
+    }
+}
+
+/// `networks/NETWORK/ports/NAME`.
+#[must_use]
+pub fn port_resource(network: &Name, port: &Name) -> String {
+    format!("networks/{network}/ports/{port}")
+}
+
+/// Addresses that a deleted port had: they go to a port of the same name again, so that a machine keeps its address
+/// over a restart, unless the network has no other left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// The network.
+    pub network: Name,
+    /// The port's name there.
+    pub name: Name,
+    /// Its IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Larger than that of every earlier one: the one of least number is given up first.
+    pub order: i64,
+}
+
+impl Reservation {
+    /// Its key in maps.
+    #[must_use]
+    pub fn key(&self) -> PortKey {
+        (self.network.clone(), self.name.clone())
+    }
+}
