@@ -117,6 +117,41 @@ fn ports_that_cannot_be() {
 }
 
 #[test]
+fn addresses_and_changes_of_ports_that_cannot_be() {
+    let host = TestHost::new();
+    host.ok("network create lan --mode nat --ipv4 10.60.0.1/24 --ipv6 fd00:60::1/64");
+    host.ok("port create lan a --ip 10.60.0.10 --ip fd00:60::10 --extra-ip 10.60.0.80 --hostname www");
+    let with = |arguments: &'static [&'static str]| [&["port", "create", "lan", "b"], arguments].concat();
+    let change = |arguments: &'static [&'static str]| [&["port", "update", "lan", "a"], arguments].concat();
+    let long = "x".repeat(300);
+    let named = [&["port", "create", "lan", "b", "--hostname"][..], &[long.as_str()]].concat();
+    let cases = [
+        (with(&["--ip", "10.61.0.5"]), 1, "outside the subnet 10.60.0.0/24"),
+        (with(&["--ip", "10.60.0.1"]), 1, "own gateway address"),
+        (with(&["--ip", "fd00:60::1"]), 1, "own gateway address"),
+        (with(&["--ip", "10.60.0.10"]), 1, "belongs to `networks/lan/ports/a`"),
+        (with(&["--ip", "fd00:60::10"]), 1, "belongs to `networks/lan/ports/a`"),
+        (with(&["--ip", "10.60.0.80"]), 1, "belongs to `networks/lan/ports/a`"),
+        (with(&["--extra-ip", "10.60.0.10"]), 1, "belongs to `networks/lan/ports/a`"),
+        (with(&["--ip", "10.60.0.255"]), 1, "stands for the subnet"),
+        (with(&["--ip", "fe80::1"]), 1, "link-local"),
+        (with(&["--ip", "10.60.0.5", "--ip", "10.60.0.6"]), 1, "one address of each"),
+        (with(&["--ip", "10.60.0.5/24"]), 2, "invalid"),
+        (with(&["--hostname", "www"]), 1, "belongs to `networks/lan/ports/a`"),
+        (with(&["--hostname", "w\u{7}w"]), 2, "not a valid name"),
+        (named, 2, "not a valid name"),
+        (change(&["--extra-ip", "10.60.0.1"]), 1, "own gateway address"),
+        (change(&["--extra-ip", "192.0.2.1"]), 1, "outside the subnet"),
+        (change(&[]), 2, "required"),
+    ];
+    let cases: Vec<_> =
+        cases.iter().map(|(arguments, code, words)| (arguments.as_slice(), *code, *words)).collect();
+    refused(&host, &cases);
+    // The same create again is the same port, whatever was asked of it.
+    host.ok("port create lan a --ip 10.60.0.10 --ip fd00:60::10 --extra-ip 10.60.0.80 --hostname www");
+}
+
+#[test]
 fn a_foreign_table_of_our_name_is_not_touched() {
     let host = TestHost::new();
     host.netns.sh("nft add table inet kvmctl; nft add chain inet kvmctl theirs");

@@ -221,7 +221,7 @@ mod test {
     fn a_port_knows_its_network_and_says_when_it_is_not_filtered() {
         let port = Port::from(wire::Port {
             name: "networks/lan/ports/web-0".into(),
-            spec: Some(wire::PortSpec { mac: String::new(), filter: PortFilter::Off.into() }),
+            spec: Some(wire::PortSpec { filter: PortFilter::Off.into(), ..Default::default() }),
             status: Some(wire::PortStatus {
                 state: wire::ObjectState::Degraded.into(),
                 error: "the tap is gone".into(),

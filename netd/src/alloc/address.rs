@@ -98,6 +98,42 @@ impl<'a> Uses<'a> {
         }
     }
 
+    /// An address that the port had before and may have again.
+    fn again(&self, before: Option<IpAddr>) -> Option<IpAddr> {
+        before.filter(|address| self.check(*address).is_ok())
+    }
+
+    fn ipv4(&self, asked: Option<Ipv4Addr>, own: Option<&Reservation>) -> Result<Option<Ipv4Addr>, Fault> {
+        if let Some(asked) = asked {
+            return self.check(asked.into()).map(|()| Some(asked));
+        }
+        let Some(net) = self.network.ipv4 else { return Ok(None) };
+        let address = match self.again(own.and_then(|r| r.ipv4).map(IpAddr::V4)) {
+            Some(before) => before,
+            None => self.free(net.hosts().map(IpAddr::V4), net.into())?,
+        };
+        Ok(v4(address))
+    }
+
+    fn ipv6(
+        &self,
+        asked: Option<Ipv6Addr>,
+        own: Option<&Reservation>,
+        mac: Mac,
+    ) -> Result<Option<Ipv6Addr>, Fault> {
+        if let Some(asked) = asked {
+            return self.check(asked.into()).map(|()| Some(asked));
+        }
+        let Some(net) = self.network.ipv6 else { return Ok(None) };
+        let by_mac = IpAddr::V6(eui64(net, mac));
+        let address = match self.again(own.and_then(|r| r.ipv6).map(IpAddr::V6)) {
+            _ if net.prefix_len() <= 64 && self.check(by_mac).is_ok() => by_mac,
+            Some(before) => before,
+            None => self.free(net.hosts().skip(1).map(IpAddr::V6), net.into())?,
+        };
+        Ok(v6(address))
+    }
+
     /// The first free one of `candidates`, else one that is set aside for a port which is gone, the oldest first.
     fn free(&self, candidates: impl Iterator<Item = IpAddr>, of: IpNet) -> Result<IpAddr, Fault> {
         let mut possible =
@@ -135,50 +171,22 @@ pub fn addresses<'a>(
 ) -> Result<Addresses, Fault> {
     let uses = Uses::new(network, others, reservations.clone());
     let own = reservations.clone().find(|r| r.name == *port.0);
-    let kept = |address: Option<IpAddr>| address.filter(|address| uses.check(*address).is_ok());
-    let mut chosen = Addresses::default();
-    chosen.ipv4 = match (spec.ipv4, network.ipv4) {
-        (Some(asked), _) => uses.check(asked.into()).map(|()| Some(asked))?,
-        (None, None) => None,
-        (None, Some(net)) => {
-            let kept = kept(own.and_then(|r| r.ipv4).map(IpAddr::V4));
-            let address = match kept {
-                Some(address) => address,
-                None => uses.free(net.hosts().map(IpAddr::V4), net.into())?,
-            };
-            v4(address)
-        }
-    };
-    chosen.ipv6 = match (spec.ipv6, network.ipv6) {
-        (Some(asked), _) => uses.check(asked.into()).map(|()| Some(asked))?,
-        (None, None) => None,
-        (None, Some(net)) => {
-            let kept = kept(own.and_then(|r| r.ipv6).map(IpAddr::V6));
-            let by_mac = IpAddr::V6(eui64(net, port.1));
-            let address = match kept {
-                _ if net.prefix_len() <= 64 && uses.check(by_mac).is_ok() => by_mac,
-                Some(address) => address,
-                None => uses.free(net.hosts().skip(1).map(IpAddr::V6), net.into())?,
-            };
-            v6(address)
-        }
-    };
+    let ipv4 = uses.ipv4(spec.ipv4, own)?;
+    let ipv6 = uses.ipv6(spec.ipv6, own, port.1)?;
     for address in &spec.extra {
         uses.check(*address)?;
     }
     let used = |r: &&Reservation| {
-        r.name == *port.0
-            || r.ipv4.is_some() && r.ipv4 == chosen.ipv4
-            || r.ipv6.is_some() && r.ipv6 == chosen.ipv6
+        r.name == *port.0 || r.ipv4.is_some() && r.ipv4 == ipv4 || r.ipv6.is_some() && r.ipv6 == ipv6
     };
-    chosen.given_up = reservations.clone().filter(used).map(Reservation::key).collect();
+    let mut given_up: Vec<_> = reservations.clone().filter(used).map(Reservation::key).collect();
     let many = reservations.clone().count().saturating_sub(MOST_RESERVATIONS);
     if many > 0 {
         let mut by_age: Vec<_> = reservations.collect();
         by_age.sort_by_key(|r| r.order);
-        chosen.given_up.extend(by_age.into_iter().take(many).map(Reservation::key));
+        given_up.extend(by_age.into_iter().take(many).map(Reservation::key));
     }
-    Ok(chosen)
+    Ok(Addresses { ipv4, ipv6, given_up })
 }
 
 /// Checks what is not an address: names that guests call each other by.

@@ -252,3 +252,4 @@ mod failing;
 mod ordinary;
 mod real;
 mod restart;
+mod updating;

@@ -321,7 +321,7 @@ fn traffic_is_no_difference_and_goes_with_its_tap() {
 
 /// An element of a sort, out of what chance gave.
 fn element_of(sort: usize, [a, b]: [IfName; 2], v4: Ipv4Addr, v6: Ipv6Addr, mac: Mac) -> Element {
-    let length = u8::try_from(1 + v6.octets()[0] % 32).unwrap();
+    let length = 1 + v6.octets()[0] % 32;
     match sort {
         0 => Element::IsolatedBridge(a),
         1 => Element::GuestBridge(a),
