@@ -3,7 +3,7 @@
 mod network;
 mod vm;
 
-pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdatePort};
+pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdateNetwork, UpdatePort};
 pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
 
 use crate::parse;

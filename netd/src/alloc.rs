@@ -6,7 +6,7 @@ pub use address::{Addresses, LINK_LOCAL, addresses, check_names, eui64};
 
 use crate::{
     kernel::{Link, LinkKind, Observed},
-    model::{IfName, Network, NetworkSpec, Port, Takeover},
+    model::{IfName, Mode, Network, NetworkSpec, Port, Takeover},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shared::{
@@ -19,6 +19,46 @@ use uuid::Uuid;
 
 /// MTU of Ethernet without jumbo frames, bytes.
 const ETHERNET_MTU: u32 = 1500;
+
+/// Least MTU of a link that carries IPv6, bytes.
+const LEAST_MTU6: u32 = 1280;
+
+/// Checks that the parts of a network's spec go together.
+///
+/// # Errors
+/// INVALID_ARGUMENT with what does not.
+pub fn check_spec(spec: &NetworkSpec) -> Result<(), Fault> {
+    let mode = spec.mode;
+    let refuse = |what: &str, hint: &str| {
+        let message = format!("{mode} networks {what}");
+        Err(Fault::new(Kind::InvalidArgument, "INVALID_SPEC", message).hint(hint))
+    };
+    if mode == Mode::Bridged {
+        if spec.bridge.is_some() == spec.uplink.is_some() {
+            return refuse(
+                "need either a bridge or an uplink",
+                "--bridge BR uses an existing bridge, --uplink NIC makes one for the NIC",
+            );
+        }
+        if spec.ipv4.is_some() || spec.ipv6.is_some() {
+            return refuse("have no subnet of their own", "guests take their addresses from the LAN");
+        }
+    } else if spec.bridge.is_some() {
+        return refuse("make their own bridge", "--bridge is for --mode bridged");
+    }
+    if mode == Mode::Isolated && spec.uplink.is_some() {
+        return refuse("have no way out", "--uplink is for nat, routed and bridged");
+    }
+    match spec.mtu {
+        Some(mtu) if mtu < LEAST_MTU6 && spec.ipv6.is_some() => Err(Fault::new(
+            Kind::InvalidArgument,
+            "INVALID_MTU",
+            format!("an MTU of {mtu} bytes carries no IPv6"),
+        )
+        .hint(format!("from {LEAST_MTU6} on (RFC 8200, section 5)"))),
+        _ => Ok(()),
+    }
+}
 
 /// `PREFIX-NAME` where that fits and is free, else `PREFIX-NAM-xxxx` with digits of a hash.
 fn interface_name(
@@ -228,6 +268,21 @@ pub fn footing(network: &Name, uid: Uuid, spec: &NetworkSpec, observed: &Observe
     let takeover = take_over(uplink, link)?;
     let mac = link.mac.ok_or_else(|| unfit(uplink, "has no Ethernet address"))?;
     Ok(Footing { bridge, mac, mtu: mtu(spec.mtu, link.mtu, uplink)?, takeover: Some(takeover) })
+}
+
+/// The MTU of a network with another spec, and whether its uplink, if it has another one, can be used.
+///
+/// # Errors
+/// NOT_FOUND or FAILED_PRECONDITION with the name of the link and what is wrong with it.
+pub fn mtu_after(network: &Network, spec: &NetworkSpec, observed: &Observed) -> Result<u32, Fault> {
+    if spec.mode.has_gateway() {
+        return Ok(footing(&network.name, network.uid, spec, observed)?.mtu);
+    }
+    let carrier = spec.uplink.as_ref().or(spec.bridge.as_ref());
+    match carrier.and_then(|name| Some((name, observed.links.get(name)?))) {
+        Some((name, link)) => mtu(spec.mtu, link.mtu, name),
+        None => Ok(spec.mtu.unwrap_or(ETHERNET_MTU)),
+    }
 }
 
 fn refuse_ours(name: &IfName, link: &Link) -> Result<(), Fault> {

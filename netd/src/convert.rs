@@ -5,8 +5,9 @@ mod port;
 pub use port::{new_port, port, port_change, port_key};
 
 use crate::{
+    alloc,
     model::{IfName, Mode, NetworkSpec, State},
-    reconciler::{NetworkView, NewNetwork},
+    reconciler::{NetworkChange, NetworkView, NewNetwork},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proto::netd::v1 as wire;
@@ -70,52 +71,65 @@ fn spec(spec: wire::NetworkSpec) -> Result<NetworkSpec, Fault> {
             );
         }
     };
-    let interface = |text: &str| -> Result<Option<IfName>, Fault> {
-        if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
-    };
     let spec = NetworkSpec {
         mode,
         ipv4: cidr4(&spec.ipv4_cidr)?,
         ipv6: cidr6(&spec.ipv6_cidr)?,
         bridge: interface(&spec.bridge)?,
         uplink: interface(&spec.uplink)?,
-        mtu: mtu(spec.mtu, !spec.ipv6_cidr.is_empty())?,
+        mtu: mtu(spec.mtu)?,
     };
-    combination(&spec)?;
+    alloc::check_spec(&spec)?;
     Ok(spec)
 }
 
-fn combination(spec: &NetworkSpec) -> Result<(), Fault> {
-    let mode = spec.mode;
-    let refuse =
-        |what: &str, hint: &str| Err(invalid("INVALID_SPEC", format!("{mode} networks {what}")).hint(hint));
-    if mode == Mode::Bridged {
-        if spec.bridge.is_some() == spec.uplink.is_some() {
-            return refuse(
-                "need either a bridge or an uplink",
-                "--bridge BR uses an existing bridge, --uplink NIC makes one for the NIC",
-            );
-        }
-        if spec.ipv4.is_some() || spec.ipv6.is_some() {
-            return refuse("have no subnet of their own", "guests take their addresses from the LAN");
-        }
-    } else if spec.bridge.is_some() {
-        return refuse("make their own bridge", "--bridge is for --mode bridged");
-    }
-    if mode == Mode::Isolated && spec.uplink.is_some() {
-        return refuse("have no way out", "--uplink is for nat, routed and bridged");
-    }
-    Ok(())
+fn interface(text: &str) -> Result<Option<IfName>, Fault> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
-fn mtu(mtu: u32, ipv6: bool) -> Result<Option<u32>, Fault> {
-    let least = if ipv6 { 1280 } else { 68 };
+fn mtu(mtu: u32) -> Result<Option<u32>, Fault> {
     match mtu {
         0 => Ok(None),
-        mtu if (least..=65535).contains(&mtu) => Ok(Some(mtu)),
+        68..=65535 => Ok(Some(mtu)),
         mtu => Err(invalid("INVALID_MTU", format!("an MTU of {mtu} bytes is not possible"))
-            .hint(format!("from {least} to 65535; 1500 is usual"))),
+            .hint("from 68 to 65535; 1500 is usual")),
     }
+}
+
+/// Checks a request to change a network.
+pub fn network_change(request: wire::UpdateNetworkRequest) -> Result<(Name, NetworkChange), Fault> {
+    let network = request.network.ok_or_else(|| missing("network"))?;
+    let name = Name::from_resource(&network.name, "networks")?;
+    let spec = network.spec.unwrap_or_default();
+    let mut change = NetworkChange {
+        generation: (request.expected_generation != 0).then_some(request.expected_generation),
+        ..NetworkChange::default()
+    };
+    let mask = request.update_mask.unwrap_or_default();
+    if mask.paths.is_empty() {
+        return Err(missing("update_mask").hint("name the fields that are to change, such as spec.mtu"));
+    }
+    for path in &mask.paths {
+        match path.as_str() {
+            "labels" => change.labels = Some(labels(network.labels.clone())?),
+            "spec.ipv4_cidr" => change.ipv4 = Some(cidr4(&spec.ipv4_cidr)?),
+            "spec.ipv6_cidr" => change.ipv6 = Some(cidr6(&spec.ipv6_cidr)?),
+            "spec.mtu" => change.mtu = Some(mtu(spec.mtu)?),
+            "spec.uplink" => change.uplink = Some(interface(&spec.uplink)?),
+            "spec.mode" | "spec.bridge" => {
+                return Err(invalid("CANNOT_CHANGE", format!("`{path}` of a network cannot change"))
+                    .hint("its guests would lose their network: make another one, and move them there"));
+            }
+            other => {
+                return Err(invalid(
+                    "INVALID_MASK",
+                    format!("a network has no field `{}`", printable(other)),
+                )
+                .hint("such as labels, spec.ipv6_cidr, spec.mtu, spec.uplink"));
+            }
+        }
+    }
+    Ok((name, change))
 }
 
 fn cidr4(text: &str) -> Result<Option<Ipv4Net>, Fault> {

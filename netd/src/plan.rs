@@ -204,6 +204,13 @@ impl Desired {
                 if link.mtu != network.mtu {
                     actions.push(Action::SetMtu(name.clone(), network.mtu));
                 }
+                let profile = profile(network);
+                let differs =
+                    |(key, value): &(String, &str)| observed.sysctls.get(key).is_some_and(|now| now != value);
+                let watched = BridgeProfile::watched(name);
+                if profile.sysctls(name).iter().filter(|(key, _)| watched.contains(key)).any(differs) {
+                    actions.push(Action::SetProfile(name.clone(), profile));
+                }
             }
             _ => {
                 if half_made {

@@ -33,7 +33,7 @@ use std::{
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::Instrument as _;
 
-pub use network::NewNetwork;
+pub use network::{NetworkChange, NewNetwork};
 pub use port::{NewPort, PortChange};
 
 const NETWORK: &str = "network";

@@ -28,6 +28,16 @@ Examples:
         #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
         name: Name,
     },
+    /// Changes a network under its running guests
+    ///
+    /// A subnet can be added where there is none of that family: the ports get addresses of it. What cannot change
+    /// under running guests is refused with the reason.
+    #[command(after_help = "\
+Examples:
+  kvmctl network update lan --ipv6 fd00:1::1/64
+  kvmctl network update lan --mtu 1400
+  kvmctl network update dmz --uplink eth2")]
+    Update(UpdateNetwork),
     /// Deletes a network and puts the host back as it was
     #[command(visible_alias = "rm")]
     Delete {
@@ -64,6 +74,31 @@ pub struct CreateNetwork {
     /// Bytes, 68 to 65535; the uplink's, else 1500
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65535))]
     pub mtu: Option<u32>,
+}
+
+/// `kvmctl network update`.
+#[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("change").required(true).multiple(true)
+    .args(["ipv4", "ipv6", "mtu", "uplink", "any_uplink"])))]
+pub struct UpdateNetwork {
+    /// The network's name
+    #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
+    pub name: Name,
+    /// The host's IPv4 address and prefix there, if the network has none yet
+    #[arg(long, value_name = "CIDR")]
+    pub ipv4: Option<String>,
+    /// The host's IPv6 address and prefix there, if the network has none yet
+    #[arg(long, value_name = "CIDR")]
+    pub ipv6: Option<String>,
+    /// Bytes, 68 to 65535; guests learn it when they next ask
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65535))]
+    pub mtu: Option<u32>,
+    /// nat and routed: the only way out for guests
+    #[arg(long, value_name = "IF", conflicts_with = "any_uplink")]
+    pub uplink: Option<String>,
+    /// nat and routed: any way out that is not a network of ours
+    #[arg(long)]
+    pub any_uplink: bool,
 }
 
 /// What a network promises about packets.

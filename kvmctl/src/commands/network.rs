@@ -2,10 +2,11 @@
 
 use super::resource;
 use crate::{
-    cli::{Mode, NetworkCommand},
+    cli::{Mode, NetworkCommand, UpdateNetwork},
     client::{Clients, DEADLINE, within},
     output::{Printer, Stop, network::Network},
 };
+use prost_types::FieldMask;
 use proto::netd::v1::{self as wire, NetworkMode};
 use shared::fault::Fault;
 
@@ -43,6 +44,12 @@ pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Print
             let network: Network = clients.netd.call(DEADLINE, call).await?.into();
             printer.show(&network)
         }
+        NetworkCommand::Update(update) => {
+            let mut networks = clients.networks()?;
+            let call = networks.update_network(within(DEADLINE, change(update)));
+            let network: Network = clients.netd.call(DEADLINE, call).await?.into();
+            printer.changed("network", "changed", &network)
+        }
         NetworkCommand::Delete { name, force } => {
             let request = wire::DeleteNetworkRequest { name: resource::network(&name), force };
             let mut networks = clients.networks()?;
@@ -70,6 +77,30 @@ pub async fn all(clients: &Clients) -> Result<Vec<Network>, Fault> {
             return Ok(found);
         }
         page_token = page.next_page_token;
+    }
+}
+
+fn change(update: UpdateNetwork) -> wire::UpdateNetworkRequest {
+    let fields = [
+        ("ipv4_cidr", update.ipv4.is_some()),
+        ("ipv6_cidr", update.ipv6.is_some()),
+        ("mtu", update.mtu.is_some()),
+        ("uplink", update.uplink.is_some() || update.any_uplink),
+    ];
+    let paths = fields.iter().filter(|(_, named)| *named).map(|(field, _)| format!("spec.{field}")).collect();
+    let spec = wire::NetworkSpec {
+        ipv4_cidr: update.ipv4.unwrap_or_default(),
+        ipv6_cidr: update.ipv6.unwrap_or_default(),
+        mtu: update.mtu.unwrap_or_default(),
+        uplink: update.uplink.unwrap_or_default(),
+        ..Default::default()
+    };
+    let network =
+        wire::Network { name: resource::network(&update.name), spec: Some(spec), ..Default::default() };
+    wire::UpdateNetworkRequest {
+        network: Some(network),
+        update_mask: Some(FieldMask { paths }),
+        expected_generation: 0,
     }
 }
 

@@ -129,6 +129,10 @@ impl netd::network_service_server::NetworkService for Networks {
         Ok(Response::new(network))
     }
 
+    async fn update_network(&self, _: Request<netd::UpdateNetworkRequest>) -> Reply<netd::Network> {
+        unused()
+    }
+
     async fn delete_network(
         &self,
         request: Request<netd::DeleteNetworkRequest>,

@@ -2,7 +2,10 @@
 //!
 //! Every call of the trait is a step, `observe` as well as `apply`. A script says at which step what goes wrong.
 
-use super::{Action, Elements, Kernel, Link, LinkKind, Observed, PortFlags, Scope, Tables, TapSpec, Traffic};
+use super::{
+    Action, BridgeProfile, Elements, Kernel, Link, LinkKind, Observed, PortFlags, Scope, Tables, TapSpec,
+    Traffic,
+};
 use crate::{
     model::{Address, IfName, LINK_GROUP, Route},
     plan,
@@ -334,13 +337,18 @@ impl Host {
 
     fn apply(&mut self, action: &Action) -> Result<(), Fault> {
         match action {
-            Action::CreateBridge { name, mac, mtu, alias, .. } => {
+            Action::SetProfile(name, profile) => {
+                self.get(name, action)?;
+                self.set_profile(name, *profile);
+            }
+            Action::CreateBridge { name, mac, mtu, alias, profile } => {
                 self.absent(name, action)?;
                 let link = self.add_link(name, LinkKind::Bridge);
                 link.group = LINK_GROUP;
                 link.mac = Some(*mac);
                 link.mtu = *mtu;
                 link.alias.clone_from(alias);
+                self.set_profile(name, *profile);
             }
             Action::CreateTap(spec) => {
                 self.absent(&spec.name, action)?;
@@ -424,9 +432,19 @@ impl Host {
         self.links.remove(name);
         self.routes.retain(|(on, _)| on != name);
         self.sysctls.remove(&plan::accept_ra(name));
+        for key in BridgeProfile::watched(name) {
+            self.sysctls.remove(&key);
+        }
         for link in self.links.values_mut().filter(|link| link.master.as_ref() == Some(name)) {
             link.master = None;
             link.port = None;
+        }
+    }
+
+    fn set_profile(&mut self, bridge: &IfName, profile: BridgeProfile) {
+        let watched = BridgeProfile::watched(bridge);
+        for (key, value) in profile.sysctls(bridge).into_iter().filter(|(key, _)| watched.contains(key)) {
+            self.sysctls.insert(key, value.to_owned());
         }
     }
 

@@ -114,6 +114,7 @@ fn port_flags(flags: &[InfoBridgePort]) -> PortFlags {
             InfoBridgePort::UnicastFlood(on) => port.flood = *on,
             InfoBridgePort::Guard(on) => port.bpdu_guard = *on,
             InfoBridgePort::Protect(on) => port.root_block = *on,
+            InfoBridgePort::Isolated(on) => port.isolated = *on,
             _ => {}
         }
     }

@@ -149,7 +149,11 @@ impl LinuxKernel {
             .iter()
             .filter(|(_, link)| link.group != LINK_GROUP || link.kind == LinkKind::Bridge)
             .map(|(name, _)| plan::accept_ra(name));
-        for key in keys.into_iter().chain(nics) {
+        let bridges = links
+            .iter()
+            .filter(|(_, link)| link.group == LINK_GROUP && link.kind == LinkKind::Bridge)
+            .flat_map(|(name, _)| BridgeProfile::watched(name));
+        for key in keys.into_iter().chain(nics).chain(bridges) {
             if let Some(value) = sysctl::read(&key)? {
                 sysctls.insert(key, value);
             }
@@ -182,12 +186,7 @@ impl LinuxKernel {
             .execute()
             .await
             .map_err(|e| refused(format!("cannot create bridge `{name}`"), e))?;
-        for (key, value) in profile_sysctls(name, *profile) {
-            // A kernel without IPv6 has no such keys, and needs none.
-            if sysctl::read(&key)?.is_some() {
-                sysctl::write(&key, value)?;
-            }
-        }
+        set_profile(name, *profile)?;
         // Given at creation, the MTU would not stop a port from changing it, and the alias would be ignored.
         let index = self.index(name).await?;
         self.set_link(name, LinkUnspec::new_with_index(index).mtu(*mtu), "set the MTU of").await?;
@@ -349,6 +348,16 @@ impl LinuxKernel {
     }
 }
 
+fn set_profile(bridge: &IfName, profile: BridgeProfile) -> Result<(), Fault> {
+    for (key, value) in profile.sysctls(bridge) {
+        // A kernel without IPv6 has no such keys, and needs none.
+        if sysctl::read(&key)?.is_some() {
+            sysctl::write(&key, value)?;
+        }
+    }
+    Ok(())
+}
+
 /// Address and MAC of a neighbour that has answered once.
 fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Vec<u8>)> {
     use NeighbourState::{Delay, Probe, Reachable, Stale};
@@ -366,26 +375,6 @@ fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Vec<u8>)> {
         }
     }
     Some((address?, mac?))
-}
-
-/// Keys and values for a bridge. `arp_ignore`: 1 answers for addresses of that interface only, 8 for none.
-fn profile_sysctls(name: &IfName, profile: BridgeProfile) -> Vec<(String, &'static str)> {
-    let v4 = |key: &str| format!("net/ipv4/conf/{name}/{key}");
-    let v6 = |key: &str| format!("net/ipv6/conf/{name}/{key}");
-    match profile {
-        BridgeProfile::Silent => vec![(v6("disable_ipv6"), "1"), (v4("arp_ignore"), "8")],
-        BridgeProfile::Gateway { ipv6 } => vec![
-            (v6("accept_ra"), "0"),
-            (v6("accept_redirects"), "0"),
-            (v6("disable_ipv6"), if ipv6 { "0" } else { "1" }),
-            (v4("arp_ignore"), "1"),
-            (v4("accept_redirects"), "0"),
-            (v4("send_redirects"), "0"),
-            (v4("proxy_arp"), "0"),
-        ],
-        // The NIC's link-local address moves here; a second one is not wanted.
-        BridgeProfile::Uplink => vec![(v6("addr_gen_mode"), "1")],
-    }
 }
 
 impl Kernel for LinuxKernel {
@@ -415,6 +404,7 @@ impl Kernel for LinuxKernel {
     async fn apply(&self, action: &Action) -> Result<(), Fault> {
         match action {
             Action::CreateBridge { name, .. } => self.create_bridge(name, action).await,
+            Action::SetProfile(name, profile) => set_profile(name, *profile),
             Action::CreateTap(spec) => self.create_tap(spec).await,
             Action::RepairTap(spec) => self.plug(spec).await,
             Action::DeleteLink(name) => self.delete_link(name).await,

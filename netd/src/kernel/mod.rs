@@ -38,7 +38,8 @@ pub enum Scope {
 pub struct Observed {
     /// By name.
     pub links: BTreeMap<IfName, Link>,
-    /// Values of host-wide sysctls and of every link's `accept_ra`, by key (`net/ipv4/ip_forward`).
+    /// Values of host-wide sysctls, of every link's `accept_ra` and of what `BridgeProfile::watched` names for each
+    /// bridge of ours, by key (`net/ipv4/ip_forward`).
     pub sysctls: BTreeMap<String, String>,
     /// Our nft tables; `None` where the scope did not include them.
     pub tables: Option<Tables>,
@@ -206,6 +207,8 @@ pub enum Action {
         /// How the host behaves on it.
         profile: BridgeProfile,
     },
+    /// Makes the host behave so on a bridge.
+    SetProfile(IfName, BridgeProfile),
     /// Makes a tap, from created to up, with its flags and its static FDB entry. One action, because the tap goes
     /// away by itself if netd dies before it is persistent.
     CreateTap(TapSpec),
@@ -271,6 +274,7 @@ impl Action {
     pub fn what(&self) -> String {
         match self {
             Self::CreateBridge { name, .. } => format!("bridge `{name}` is missing"),
+            Self::SetProfile(name, _) => format!("sysctls of `{name}` have other values"),
             Self::CreateTap(spec) => format!("tap `{}` is missing", spec.name),
             Self::RepairTap(spec) => {
                 format!("tap `{}` is not a guarded port of `{}`", spec.name, spec.bridge)
@@ -306,6 +310,35 @@ pub enum BridgeProfile {
     },
     /// Stands for a NIC: as any interface of the host.
     Uplink,
+}
+
+impl BridgeProfile {
+    /// Keys and values for a bridge. `arp_ignore`: 1 answers for addresses of that interface only, 8 for none.
+    #[must_use]
+    pub fn sysctls(self, bridge: &IfName) -> Vec<(String, &'static str)> {
+        let v4 = |key: &str| format!("net/ipv4/conf/{bridge}/{key}");
+        let v6 = |key: &str| format!("net/ipv6/conf/{bridge}/{key}");
+        match self {
+            Self::Silent => vec![(v6("disable_ipv6"), "1"), (v4("arp_ignore"), "8")],
+            Self::Gateway { ipv6 } => vec![
+                (v6("accept_ra"), "0"),
+                (v6("accept_redirects"), "0"),
+                (v6("disable_ipv6"), if ipv6 { "0" } else { "1" }),
+                (v4("arp_ignore"), "1"),
+                (v4("accept_redirects"), "0"),
+                (v4("send_redirects"), "0"),
+                (v4("proxy_arp"), "0"),
+            ],
+            // The NIC's link-local address moves here; a second one is not wanted.
+            Self::Uplink => vec![(v6("addr_gen_mode"), "1")],
+        }
+    }
+
+    /// Keys of a bridge that are observed: those whose change would open the host, or close IPv6.
+    #[must_use]
+    pub fn watched(bridge: &IfName) -> [String; 2] {
+        [format!("net/ipv6/conf/{bridge}/disable_ipv6"), format!("net/ipv4/conf/{bridge}/arp_ignore")]
+    }
 }
 
 /// A tap as it must be.

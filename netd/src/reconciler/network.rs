@@ -1,5 +1,9 @@
 //! Creating and deleting networks.
 
+mod update;
+
+pub use update::NetworkChange;
+
 use super::{NetworkView, Reconciler, converge::ports_of, not_converged};
 use crate::{
     alloc,

@@ -47,6 +47,14 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         Ok(Response::new(convert::network(view)))
     }
 
+    async fn update_network(
+        &self,
+        request: Request<wire::UpdateNetworkRequest>,
+    ) -> Result<Response<wire::Network>, Status> {
+        let (name, change) = convert::network_change(request.into_inner())?;
+        Ok(Response::new(convert::network(self.0.update_network(name, change).await?)))
+    }
+
     async fn delete_network(
         &self,
         request: Request<wire::DeleteNetworkRequest>,

@@ -1,4 +1,4 @@
-//! Ports that change while a guest is on them.
+//! Ports and networks that change while guests are on them.
 
 use super::*;
 use crate::kernel::Element;
@@ -113,4 +113,107 @@ fn a_port_of_the_same_name_gets_its_addresses_again_after_a_restart_too() {
     assert_eq!(address(&process, "a"), "10.1.0.2");
     process.delete("lan", true).unwrap();
     assert_eq!(process.netd().read().desired.reservations.len(), 0, "a network's go with it");
+}
+
+fn grow(process: &Process, change: NetworkChange) -> Result<NetworkView, Fault> {
+    process.run(process.netd().update_network(name("lan"), change))
+}
+
+fn bigger() -> NetworkChange {
+    NetworkChange {
+        ipv6: Some(Some("fd00:1::1/64".parse().unwrap())),
+        mtu: Some(Some(1400)),
+        uplink: Some(Some(link("eth1"))),
+        ..NetworkChange::default()
+    }
+}
+
+#[test]
+fn a_network_gets_a_subnet_an_mtu_and_an_uplink_with_guests_on_it() {
+    let (dir, kernel, process) = with_ports();
+    let changed = grow(&process, bigger()).unwrap();
+    assert_eq!((changed.network.generation, changed.network.mtu), (2, 1400));
+    let picture = kernel.picture();
+    assert_eq!(picture.links[&link("kvb-lan")].mtu, 1400);
+    assert_eq!(picture.sysctls["net/ipv6/conf/kvb-lan/disable_ipv6"], "0");
+    let elements = picture.tables.unwrap().elements.0;
+    for text in ["a", "b"] {
+        let port = process.netd().port(&name("lan"), &name(text)).unwrap().port;
+        let (v4, v6) = (port.ipv4.unwrap(), port.ipv6.unwrap());
+        assert!(elements.contains(&Element::TapAddress6(port.tap.clone(), v6)), "{text}");
+        assert!(elements.contains(&Element::TapAddress4(port.tap.clone(), port.mac, v4)), "{text}");
+        assert_eq!(picture.links[&port.tap].mtu, 1400);
+    }
+    assert!(elements.contains(&Element::Uplink(link("kvb-lan"), link("eth1"))));
+    process.assert_converged();
+    drop(process);
+    Process::start(dir.path(), &kernel).assert_converged();
+}
+
+#[test]
+fn a_change_of_a_network_that_fails_at_any_step_is_taken_back() {
+    for effect in EFFECTS {
+        let mut taken_back = 0;
+        for step in 0.. {
+            let (_dir, kernel, process) = with_ports();
+            let (before, disk) = (kernel.picture(), process.disk());
+            kernel.fail_at(step, effect);
+            let result = grow(&process, bigger());
+            if kernel.steps() <= step {
+                result.unwrap();
+                break;
+            }
+            assert!(result.is_err(), "step {step}");
+            taken_back += 1;
+            kernel.heal();
+            process.converge();
+            process.assert_converged();
+            assert_eq!(process.disk()[..2], disk[..2], "step {step}");
+            let now = kernel.picture();
+            assert_eq!(now.tables.unwrap().elements, before.tables.unwrap().elements, "step {step}");
+            assert_eq!(now.links[&link("kvb-lan")].mtu, 1500, "step {step}");
+        }
+        assert!(taken_back > 5, "{taken_back}");
+    }
+}
+
+#[test]
+fn a_network_that_netd_was_changing_when_it_died_is_changed_at_the_next_start() {
+    for step in 0.. {
+        let (dir, kernel, process) = with_ports();
+        kernel.hang_at(step, Effect::Done);
+        let done = process.until_killed(process.netd().update_network(name("lan"), bigger()));
+        drop(process);
+        let process = Process::start(dir.path(), &kernel);
+        process.assert_converged();
+        if done.is_some() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn what_guests_would_lose_is_refused_and_changes_nothing() {
+    let (_dir, kernel, process) = with_ports();
+    process
+        .create(&network("nic", NetworkSpec { uplink: Some(link("eth1")), ..spec(Mode::Bridged) }))
+        .unwrap();
+    let (before, disk) = (kernel.picture(), process.disk());
+    let none = NetworkChange::default;
+    let subnet = |text: &str| Some(Some(text.parse().unwrap()));
+    for (change, reason) in [
+        (NetworkChange { ipv4: subnet("10.2.0.1/24"), ..none() }, "SUBNET_IN_USE"),
+        (NetworkChange { ipv4: Some(None), ..none() }, "SUBNET_IN_USE"),
+        (NetworkChange { mtu: Some(Some(1000)), ..bigger() }, "INVALID_MTU"),
+        (NetworkChange { uplink: Some(Some(link("nosuch"))), ..none() }, "NO_SUCH_LINK"),
+        (NetworkChange { uplink: Some(Some(link("lo"))), ..none() }, "UNFIT_UPLINK"),
+        (NetworkChange { ipv6: Some(Some("2001:db8::99/64".parse().unwrap())), ..none() }, "SUBNET_OVERLAPS"),
+        (NetworkChange { generation: Some(9), ..bigger() }, "OTHER_GENERATION"),
+    ] {
+        assert_eq!(grow(&process, change).unwrap_err().reason(), reason);
+    }
+    let exchange = NetworkChange { uplink: Some(Some(link("eth0"))), ..none() };
+    let fault = process.run(process.netd().update_network(name("nic"), exchange)).unwrap_err();
+    assert_eq!(fault.reason(), "UPLINK_IN_USE");
+    assert_eq!((kernel.picture(), process.disk()), (before, disk));
 }

@@ -1,0 +1,189 @@
+//! Changing a network under its running guests.
+
+use super::NetworkView;
+use crate::{
+    alloc,
+    kernel::{Kernel, Observed, Scope},
+    model::{IfName, Network, NetworkSpec, Port, Reservation},
+    reconciler::{NETWORK, PORT, Reconciler, Writer, converge::ports_of, not_converged},
+};
+use ipnet::{Ipv4Net, Ipv6Net};
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+    store::Op,
+    time::Timestamp,
+};
+use std::collections::BTreeMap;
+
+/// What is to be changed of a network; `None` stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkChange {
+    /// Only if this is the network's generation.
+    pub generation: Option<i64>,
+    /// The client's own.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Gateway address with prefix.
+    pub ipv4: Option<Option<Ipv4Net>>,
+    /// As `ipv4`.
+    pub ipv6: Option<Option<Ipv6Net>>,
+    /// Bytes; inner `None`: the uplink's, else 1500.
+    pub mtu: Option<Option<u32>>,
+    /// The only way out; inner `None`: any.
+    pub uplink: Option<Option<IfName>>,
+}
+
+impl NetworkChange {
+    fn spec(&self, old: &NetworkSpec) -> NetworkSpec {
+        NetworkSpec {
+            ipv4: self.ipv4.unwrap_or(old.ipv4),
+            ipv6: self.ipv6.unwrap_or(old.ipv6),
+            mtu: self.mtu.unwrap_or(old.mtu),
+            uplink: self.uplink.clone().unwrap_or_else(|| old.uplink.clone()),
+            ..old.clone()
+        }
+    }
+}
+
+/// A network and its ports, as they are or are to be.
+#[derive(Clone, Debug)]
+struct Records {
+    network: Network,
+    ports: Vec<Port>,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// Changes a network.
+    ///
+    /// # Errors
+    /// NOT_FOUND; ABORTED if the generation is another; why the change cannot be. The network is then as it was.
+    pub async fn update_network(&self, name: Name, change: NetworkChange) -> Result<NetworkView, Fault> {
+        self.change(move |this| async move {
+            let context = format!("cannot change network `{name}`");
+            this.update_network_locked(&name, &change).await.map_err(|fault| fault.context(context))
+        })
+        .await
+    }
+
+    async fn update_network_locked(&self, name: &Name, change: &NetworkChange) -> Result<NetworkView, Fault> {
+        let mut writer = self.lock().await;
+        let network = self.network(name)?.network;
+        if network.deleting {
+            return Err(Fault::new(Kind::Aborted, "DELETING", "the network is being deleted"));
+        }
+        if change.generation.is_some_and(|generation| generation != network.generation) {
+            return Err(Fault::new(
+                Kind::Aborted,
+                "OTHER_GENERATION",
+                format!("somebody else changed the network: its generation is {}", network.generation),
+            )
+            .hint("look at it again, then repeat the change"));
+        }
+        let spec = change.spec(&network.spec);
+        let labels = change.labels.clone().unwrap_or_else(|| network.labels.clone());
+        if spec == network.spec && labels == network.labels {
+            return self.network(name);
+        }
+        let ports = ports_of(&self.read().desired, name).cloned().collect();
+        let old = Records { network, ports };
+        let observed = self.0.kernel.observe(&Scope::Host).await?;
+        let mut new = self.decide_change(&old, spec, &observed)?;
+        new.network.labels = labels;
+        self.put_records(&new).await?;
+        if let Err(fault) = self.turn_network(&new, &mut writer).await {
+            self.put_records(&old).await?;
+            if let Err(undo) = self.turn_network(&old, &mut writer).await {
+                tracing::error!(network = %name, error = undo.chain(), "cannot undo a failed change");
+                self.publish(old.network.resource(), Err(undo));
+            }
+            return Err(fault);
+        }
+        self.publish(new.network.resource(), Ok(()));
+        self.network(name)
+    }
+
+    /// What the records will be, with addresses for the ports where the network gets a subnet.
+    fn decide_change(&self, old: &Records, spec: NetworkSpec, observed: &Observed) -> Result<Records, Fault> {
+        alloc::check_spec(&spec)?;
+        let network = &old.network;
+        let (was, will) = (&network.spec, &spec);
+        if was.ipv4 != will.ipv4 && network.ipv4.is_some() || was.ipv6 != will.ipv6 && network.ipv6.is_some()
+        {
+            return Err(Fault::new(
+                Kind::FailedPrecondition,
+                "SUBNET_IN_USE",
+                "a subnet can be added to a network, and neither change nor go: guests have addresses in it",
+            )
+            .hint("make another network with the new subnet, and move the machines there"));
+        }
+        if was.uplink != will.uplink && network.takeover.is_some() {
+            return Err(Fault::new(
+                Kind::FailedPrecondition,
+                "UPLINK_IN_USE",
+                "the NIC of a bridged network carries the host's own addresses and cannot be exchanged under way",
+            )
+            .hint("make another network with --uplink, and move the machines there"));
+        }
+        let mut new = old.clone();
+        let records = self.read();
+        let others = || records.desired.networks.values().filter(|other| other.name != network.name);
+        if spec.mode.has_gateway() {
+            if network.ipv6.is_none() {
+                new.network.ipv6 = alloc::subnet6(spec.ipv6, observed, others())?;
+            }
+        } else {
+            (new.network.ipv4, new.network.ipv6) = (spec.ipv4, spec.ipv6);
+        }
+        new.network.mtu = alloc::mtu_after(network, &spec, observed)?;
+        new.network.spec = spec;
+        new.network.generation += 1;
+        new.network.updated = Timestamp::now();
+        let reserved: Vec<_> =
+            records.desired.reservations.values().filter(|r| r.network == network.name).collect();
+        for at in 0..new.ports.len() {
+            let reserved: &[&Reservation] = &reserved;
+            let port = &new.ports[at];
+            // What it has it keeps, as if it were asked for.
+            let mut asks = port.spec.clone();
+            (asks.ipv4, asks.ipv6) = (asks.ipv4.or(port.ipv4), asks.ipv6.or(port.ipv6));
+            let others = new.ports.iter().filter(|other| other.name != port.name);
+            let own = (&port.name, port.mac);
+            let chosen = alloc::addresses(&new.network, own, &asks, others, reserved.iter().copied())?;
+            (new.ports[at].ipv4, new.ports[at].ipv6) = (chosen.ipv4, chosen.ipv6);
+        }
+        Ok(new)
+    }
+
+    /// Records a network and its ports in one commit.
+    async fn put_records(&self, new: &Records) -> Result<(), Fault> {
+        let network = &new.network;
+        let mut ops = vec![Op::put(NETWORK, network.name.to_string(), network)?];
+        for port in &new.ports {
+            ops.push(Op::put(PORT, port.resource(), port)?);
+        }
+        self.0.store.commit(ops).await?;
+        let mut records = self.write();
+        records.desired.networks.insert(network.name.clone(), network.clone());
+        for port in &new.ports {
+            records.desired.ports.insert(port.key(), port.clone());
+        }
+        Ok(())
+    }
+
+    /// Brings the kernel to the records of a network: rules, the bridge, its taps, and a look whether all is there.
+    async fn turn_network(&self, new: &Records, writer: &mut Writer) -> Result<(), Fault> {
+        let desired = self.desired();
+        let observed = self.0.kernel.observe(&Scope::All).await?;
+        self.rules(&desired, &observed, writer).await?;
+        self.bring_network(&desired, &new.network, &observed).await?;
+        for port in &new.ports {
+            self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
+        }
+        let after = self.0.kernel.observe(&Scope::Host).await?;
+        let mut left = desired.plan_network(&new.network, &after)?;
+        for port in &new.ports {
+            left.extend(desired.plan_port(port, &after)?);
+        }
+        left.first().map_or(Ok(()), |first| Err(not_converged(&new.network.resource(), first)))
+    }
+}
