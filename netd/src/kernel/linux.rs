@@ -455,7 +455,8 @@ impl Kernel for LinuxKernel {
                 })
             }
             Action::ReplaceTables { instance, elements } => {
-                nft::apply_text(&ruleset::replace(instance, elements)).await
+                let traffic = nft::traffic().await?;
+                nft::apply_text(&ruleset::replace(instance, elements, &traffic)).await
             }
             Action::ChangeElements { remove, add } => nft::apply(ruleset::change(remove, add)).await,
             Action::RemoveTables => nft::apply(ruleset::remove()).await,

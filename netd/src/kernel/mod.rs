@@ -185,7 +185,7 @@ pub struct Traffic {
 /// What one guest's frames have left behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TapTraffic {
-    /// Frames dropped, by reason, since the rules were last written.
+    /// Frames dropped, by reason.
     pub drops: BTreeMap<String, u64>,
     /// Addresses that the guest used in ARP and neighbour discovery in the last 30 minutes.
     pub seen: BTreeSet<IpAddr>,

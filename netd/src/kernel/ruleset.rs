@@ -7,7 +7,7 @@
 mod sets;
 mod traffic;
 
-use super::{Element, Elements};
+use super::{Element, Elements, Traffic};
 use nftables::{
     batch::Batch,
     schema::{NfListObject, Table},
@@ -109,9 +109,10 @@ fn forget_changing(value: &mut Value) {
     }
 }
 
-/// One transaction, in nft's own language, that leaves both tables as they must be, whatever they were.
+/// One transaction, in nft's own language, that leaves both tables as they must be, whatever they were; `traffic` is
+/// what was counted and seen until now.
 #[must_use]
-pub fn replace(instance: &str, elements: &Elements) -> String {
+pub fn replace(instance: &str, elements: &Elements, traffic: &Traffic) -> String {
     let mut text = String::new();
     for (family, rules) in TABLES {
         let family = word(family);
@@ -119,7 +120,7 @@ pub fn replace(instance: &str, elements: &Elements) -> String {
         text += &format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n{rules}");
         text += &format!("add chain {family} {TABLE} {MARK}{instance}\n");
     }
-    text + &sets::text(elements)
+    text + &sets::text(elements) + &traffic::text(traffic, elements)
 }
 
 /// One transaction that removes and adds members.

@@ -126,7 +126,7 @@ fn load(batch: Batch<'static>) {
 }
 
 fn load_all(elements: &Elements) {
-    nft(&["-f", "-"], replace(INSTANCE, elements).as_bytes());
+    nft(&["-f", "-"], replace(INSTANCE, elements, &Traffic::default()).as_bytes());
 }
 
 fn list(family: &str) -> Value {
@@ -165,7 +165,7 @@ fn the_transaction_and_its_listings_are_the_recorded_ones() {
 #[test]
 fn nft_takes_the_transaction_twice_and_prints_what_was_asked() {
     let (first, second) = in_own_netns(|| {
-        nft(&["-c", "-f", "-"], replace(INSTANCE, &example()).as_bytes());
+        nft(&["-c", "-f", "-"], replace(INSTANCE, &example(), &Traffic::default()).as_bytes());
         load_all(&example());
         let first = read_both();
         load_all(&example());
@@ -300,21 +300,25 @@ fn a_table_without_our_mark_has_no_instance() {
 #[test]
 fn traffic_is_no_difference_and_goes_with_its_tap() {
     let tap = "kvp-web";
-    let (before, during, counted, after) = in_own_netns(move || {
+    let (before, during, counted, kept, after) = in_own_netns(move || {
         load_all(&example());
         let before = read_both();
         let text = format!(
-            "add element bridge {TABLE} kv_drop_mac {{ \"{tap}\" }}
+            "add element bridge {TABLE} kv_drop_mac {{ \"{tap}\" counter packets 7 bytes 420 }}
              add element bridge {TABLE} kv_seen4 {{ \"{tap}\" . 192.168.100.2 }}\n"
         );
         nft(&["-f", "-"], text.as_bytes());
-        let listing = list("bridge");
+        let (during, counted) = (read_both(), traffic(&list("bridge")));
+        nft(&["-f", "-"], replace(INSTANCE, &example(), &counted).as_bytes());
+        let kept = traffic(&list("bridge"));
         load(change(&Elements([Element::Tap(tap.parse().unwrap())].into()), &Elements::default()));
-        (before, read_both(), traffic(&listing), traffic(&list("bridge")))
+        (before, during, counted, kept, traffic(&list("bridge")))
     });
+    assert_eq!(counted, kept, "new rules do not forget");
     assert_eq!(before.0.rules, during.0.rules);
-    let seen = &counted.taps[&tap.parse().unwrap()].seen;
-    assert_eq!(*seen, ["192.168.100.2".parse().unwrap()].into());
+    let of_tap = &counted.taps[&tap.parse().unwrap()];
+    assert_eq!(of_tap.drops, [("mac".to_owned(), 7)].into());
+    assert_eq!(of_tap.seen, ["192.168.100.2".parse().unwrap()].into());
     assert_eq!(after.taps.len(), 1, "an address seen goes by itself, after its time");
     assert!(after.taps[&tap.parse().unwrap()].drops.is_empty());
 }

@@ -1,7 +1,8 @@
 //! What the sets that traffic fills tell: drops by reason, and addresses seen. Pure.
 
 use super::{
-    super::Traffic,
+    super::{Element, Elements, Traffic},
+    TABLE,
     sets::{DROPS, SEEN},
 };
 use crate::model::IfName;
@@ -26,6 +27,25 @@ pub fn traffic(listing: &Value) -> Traffic {
         }
     }
     traffic
+}
+
+/// Commands that put it back into new tables, in nft's own language, for the taps that are still there.
+pub(super) fn text(traffic: &Traffic, elements: &Elements) -> String {
+    let there = |tap: &IfName| elements.0.contains(&Element::Tap(tap.clone()));
+    let mut text = String::new();
+    for (tap, left) in traffic.taps.iter().filter(|(tap, _)| there(tap)) {
+        for (reason, frames) in &left.drops {
+            if let Some((set, _)) = DROPS.iter().find(|(_, known)| known == reason) {
+                let member = format!("\"{tap}\" counter packets {frames} bytes 0");
+                text += &format!("add element bridge {TABLE} {set} {{ {member} }}\n");
+            }
+        }
+        for address in &left.seen {
+            let set = SEEN[usize::from(address.is_ipv6())];
+            text += &format!("add element bridge {TABLE} {set} {{ \"{tap}\" . {address} }}\n");
+        }
+    }
+    text
 }
 
 /// The key of a member that carries more than its key.
