@@ -32,8 +32,17 @@ impl Guest {
     /// If the tap cannot be opened.
     #[must_use]
     pub fn plug(host: &Netns, interface: &str, mac: &str) -> Self {
+        host.enter(|| Self::plug_here(interface, mac))
+    }
+
+    /// As `plug`, into a tap of the present namespace.
+    ///
+    /// # Panics
+    /// If the tap cannot be opened.
+    #[must_use]
+    pub fn plug_here(interface: &str, mac: &str) -> Self {
         let netns = Netns::new("guest");
-        let port = host.enter(|| open_tap(interface)).unwrap_or_else(|e| panic!("open tap {interface}: {e}"));
+        let port = open_tap(interface).unwrap_or_else(|e| panic!("open tap {interface}: {e}"));
         let nic = netns.enter(|| open_tap("eth0")).expect("make eth0");
         netns.sh(&format!("ip link set eth0 address {mac} up"));
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"));

@@ -2,6 +2,7 @@
 
 mod measure;
 mod subjects;
+mod traffic;
 
 use measure::{Row, Samples, print_table};
 use proto::netd::v1::{
@@ -11,8 +12,8 @@ use std::{fs, time::Instant};
 use subjects::{Bare, Kvmctl, Virsh, World};
 use tonic::transport::Channel;
 
-/// Ports of the small network.
-const FEW: usize = 10;
+/// Ports of the small networks; the large one's are `World::ports`.
+const FEW: [usize; 2] = [10, 100];
 /// Creates at a level and turn; there are two turns.
 const CREATES: usize = 10;
 
@@ -27,6 +28,7 @@ async fn main() {
     rows.extend(networks(&world, &kvmctl, virsh.as_ref()));
     rows.extend(machines(&world, &kvmctl, virsh.as_ref()));
     let used = memory(&world);
+    rows.extend(traffic::rows(&kvmctl, world.repetitions));
     let (port_rows, loaded) = ports(&world, &kvmctl).await;
     rows.extend(port_rows);
     println!("Times in milliseconds: median (fastest - slowest) of n. A and B were measured in turns.\n");
@@ -105,12 +107,12 @@ async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Me
     kvmctl.time(&["network", "create", "many", "--mode", "nat", "--ipv4", "10.64.0.1/16"]);
     let channel = shared::socket::channel(&world.netd_address()).expect("netd's address");
     let mut client = PortServiceClient::new(channel);
-    let (mut rpc, mut program) =
-        ([Samples::default(), Samples::default()], [Samples::default(), Samples::default()]);
+    let levels = [FEW[0], FEW[1], world.ports];
+    let (mut rpc, mut program) = (levels.map(|_| Samples::default()), levels.map(|_| Samples::default()));
     let mut there = 0;
     let mut loaded = Vec::new();
     for turn in 0..2 {
-        for (level, target) in [FEW, world.ports].into_iter().enumerate() {
+        for (level, target) in levels.into_iter().enumerate() {
             while there < target {
                 create_port(&mut client, &format!("p{there}")).await;
                 there += 1;
@@ -119,7 +121,7 @@ async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Me
                 there -= 1;
                 delete_port(&mut client, &format!("p{there}")).await;
             }
-            if level == 1 {
+            if target == world.ports {
                 loaded = memory(world);
             }
             // One more on the first turn, which does not count.
@@ -134,11 +136,17 @@ async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Me
         }
     }
     kvmctl.time(&["network", "delete", "many", "--force"]);
-    let (few, many) = (format!("at {FEW} ports"), format!("at {} ports", world.ports));
-    let row = |what: &str, [few_samples, many_samples]: [Samples; 2]| {
-        Row::new(what, &many, many_samples, &few, few_samples).at_most_slower(1.5)
+    let at = levels.map(|ports| format!("at {ports} ports"));
+    let row = |what: &str, samples: &[Samples; 3], level: usize| {
+        Row::new(what, &at[level], samples[level].clone(), &at[0], samples[0].clone()).at_most_slower(1.5)
     };
-    let rows = vec![row("create a port, one gRPC call", rpc), row("kvmctl port create", program)];
+    let (one_call, client) = ("create a port, filter on, one gRPC call", "kvmctl port create, filter on");
+    let rows = vec![
+        row(one_call, &rpc, 1),
+        row(one_call, &rpc, 2),
+        row(client, &program, 1),
+        row(client, &program, 2),
+    ];
     (rows, (format!("with {} ports", world.ports), loaded))
 }
 

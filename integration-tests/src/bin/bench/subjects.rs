@@ -101,6 +101,11 @@ impl<'a> Kvmctl<'a> {
         self.time(&[&words[..], &["--kernel", &kernel, "--initrd", &initrd]].concat());
     }
 
+    /// What a command printed.
+    pub fn value(&self, arguments: &[&str]) -> Value {
+        self.json(&mut self.command(arguments))
+    }
+
     fn json(&self, command: &mut Command) -> Value {
         let output = command.args(["-o", "json"]).output().expect("kvmctl");
         serde_json::from_slice(&output.stdout)
