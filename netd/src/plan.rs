@@ -9,7 +9,10 @@ pub use sysctls::{ACCEPT_REDIRECTS, BRIDGE_NF, FORWARD4, FORWARD6, accept_ra};
 
 use crate::{
     alloc,
-    kernel::{Action, BridgeProfile, Element, Elements, Link, LinkKind, Observed, PortFlags, TapSpec},
+    kernel::{
+        Action, BridgeProfile, Element, Elements, Link, LinkKind, Observed, PortFlags, RESERVED_GROUPS,
+        TapSpec,
+    },
     model::{Address, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Reservation, Route, SavedSysctl},
 };
 use ipnet::IpNet;
@@ -308,6 +311,7 @@ impl Desired {
                 bpdu_guard: port.spec.filter,
                 root_block: port.spec.filter,
                 isolated: port.spec.isolated,
+                reserved_groups: RESERVED_GROUPS,
             },
         }
     }

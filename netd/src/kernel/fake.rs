@@ -381,6 +381,7 @@ impl Host {
                     bpdu_guard: false,
                     root_block: false,
                     isolated: false,
+                    reserved_groups: 0,
                 });
             }
             Action::AddAddress(name, address) => self.add_address(name, address, action)?,

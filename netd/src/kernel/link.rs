@@ -106,8 +106,14 @@ fn tap(info: &[LinkInfo]) -> LinkKind {
 }
 
 fn port_flags(flags: &[InfoBridgePort]) -> PortFlags {
-    let mut port =
-        PortFlags { learning: true, flood: true, bpdu_guard: false, root_block: false, isolated: false };
+    let mut port = PortFlags {
+        learning: true,
+        flood: true,
+        bpdu_guard: false,
+        root_block: false,
+        isolated: false,
+        reserved_groups: 0,
+    };
     for flag in flags {
         match flag {
             InfoBridgePort::Learning(on) => port.learning = *on,
@@ -115,6 +121,7 @@ fn port_flags(flags: &[InfoBridgePort]) -> PortFlags {
             InfoBridgePort::Guard(on) => port.bpdu_guard = *on,
             InfoBridgePort::Protect(on) => port.root_block = *on,
             InfoBridgePort::Isolated(on) => port.isolated = *on,
+            InfoBridgePort::GroupFwdMask(mask) => port.reserved_groups = *mask,
             _ => {}
         }
     }

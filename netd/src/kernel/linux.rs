@@ -251,6 +251,7 @@ impl LinuxKernel {
             .guard(flags.bpdu_guard)
             .root_block(flags.root_block)
             .isolated(flags.isolated)
+            .group_fwd_mask(flags.reserved_groups)
             .build();
         self.netlink
             .link()

@@ -111,7 +111,14 @@ pub struct PortFlags {
     pub root_block: bool,
     /// Exchanges no frames with other isolated ports.
     pub isolated: bool,
+    /// Of the frames to 01:80:c2:00:00:0X, bit X: those that pass the bridge and its rules like any others. Without
+    /// its bit, one is the port's own: the host's IP takes what is in it as come by the tap, and no rule for bridges
+    /// sees it.
+    pub reserved_groups: u16,
 }
+
+/// All reserved groups but the pause frame's, which never passes; the kernel refuses its bit.
+pub const RESERVED_GROUPS: u16 = 0xfffd;
 
 /// Our two tables, as read back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -179,6 +179,10 @@ fn drift_of_a_tap_is_repaired_by_exactly_one_action() {
         repair()
     );
     assert_eq!(
+        drift(&desired, |host| host.link("kvp-lan-a").port.as_mut().unwrap().reserved_groups = 0),
+        repair()
+    );
+    assert_eq!(
         drift(&desired, |host| host.link("kvp-lan-a").port.as_mut().unwrap().bpdu_guard = false),
         repair()
     );
