@@ -264,7 +264,8 @@ impl LinuxKernel {
             .neighbours()
             .add_bridge(index, &spec.mac.bytes())
             .state(NeighbourState::Noarp)
-            .flags(NeighbourFlags::Controller)
+            // Sticky: another port of the bridge that sends with this MAC does not take the entry with it.
+            .flags(NeighbourFlags::Controller | NeighbourFlags::Sticky)
             .replace();
         entry.execute().await.map_err(|e| refused(format!("cannot fix MAC {} to port `{name}`", spec.mac), e))
     }
