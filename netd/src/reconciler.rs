@@ -64,8 +64,9 @@ struct Inner<K> {
 /// What only the holder of the lock knows.
 #[derive(Debug, Default)]
 struct Writer {
-    /// Digest of the static rules when they were last written; `None` before.
+    /// Digest of the static rules as this nft prints them; `None` before they were written.
     digest: Option<String>,
+    nft: String,
     /// Counts the changes, so that a look without the lock knows whether one came between.
     changes: u64,
 }

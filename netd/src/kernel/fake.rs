@@ -55,6 +55,7 @@ struct State {
     steps: usize,
     script: Option<(usize, Effect, Ending)>,
     refuses: Option<Predicate>,
+    meddles: usize,
 }
 
 /// All that there is on the host, in a form that compares.
@@ -193,6 +194,11 @@ impl FakeKernel {
         self.lock().refuses = Some(Box::new(matches));
     }
 
+    /// Somebody else changes the rules right after each of the next `times` transactions.
+    pub fn meddle_with_rules(&self, times: usize) {
+        self.lock().meddles = times;
+    }
+
     /// Waits for the step that `hang_at` named.
     pub async fn hung(&self) {
         self.hung.notified().await;
@@ -248,6 +254,11 @@ impl Kernel for FakeKernel {
             }
             state.host.apply(action)?;
             state.applied.push(action.clone());
+            let rules = matches!(action, Action::ReplaceTables { .. } | Action::ChangeElements { .. });
+            if let Some(tables) = state.host.tables.as_mut().filter(|_| rules && state.meddles > 0) {
+                tables.rules = 9;
+                state.meddles -= 1;
+            }
             Ok(())
         })
         .await

@@ -3,7 +3,7 @@
 
 use super::{Reconciler, not_converged};
 use crate::{
-    kernel::{Kernel, Observed, Scope},
+    kernel::{Action, Kernel, Observed, Scope},
     model::{Network, Port, PortKey, State},
     plan::Desired,
 };
@@ -21,6 +21,8 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(20);
 /// Looks cost at most one part in this many of the time, however many notifications there are.
 const SHARE: u32 = 3;
+/// How often rules are written at once while somebody else goes on changing them.
+const TRIES: u32 = 3;
 
 impl<K: Kernel> Reconciler<K> {
     /// Repairs what others change, until `stop`; `changed` says that something, somewhere, may have been.
@@ -136,7 +138,7 @@ impl<K: Kernel> Reconciler<K> {
         Ok(())
     }
 
-    fn verify(&self, resource: String, plan: Result<Vec<crate::kernel::Action>, Fault>) {
+    fn verify(&self, resource: String, plan: Result<Vec<Action>, Fault>) {
         let ready = self.read().states.get(&resource) == Some(&State::Ready);
         let result = match plan {
             Ok(actions) => actions.first().map_or(Ok(()), |first| Err(not_converged(&resource, first))),
@@ -207,20 +209,41 @@ impl<K: Kernel> Reconciler<K> {
         observed: &Observed,
         writer: &mut super::Writer,
     ) -> Result<(), Fault> {
-        let plan = desired.plan_tables(observed, writer.digest.as_deref())?;
-        self.apply(&plan, observed).await?;
+        let mut plan = desired.plan_tables(observed, writer.digest.as_deref())?;
+        for _ in 0..TRIES {
+            if plan.is_empty() {
+                break;
+            }
+            self.apply(&plan, observed).await?;
+            let after = self.0.kernel.observe(&Scope::All).await?;
+            self.learn_digest(&plan, &after, writer).await?;
+            plan = desired.plan_tables(&after, writer.digest.as_deref())?;
+        }
+        if let Some(first) = plan.first() {
+            return Err(not_converged("the packet rules", first));
+        }
         self.apply(&desired.plan_sysctls(observed), observed).await?;
-        self.forget_sysctls(observed).await?;
-        if plan.is_empty() {
+        self.forget_sysctls(observed).await
+    }
+
+    /// What stands there right after our own tables were written for the first time is what our rules look like in
+    /// the words of the nft that there is. What stands there after a later transaction may be somebody else's change,
+    /// made in between, and must not be taken for ours.
+    async fn learn_digest(
+        &self,
+        plan: &[Action],
+        after: &Observed,
+        writer: &mut super::Writer,
+    ) -> Result<(), Fault> {
+        if !plan.iter().any(|action| matches!(action, Action::ReplaceTables { .. })) {
             return Ok(());
         }
-        let after = self.0.kernel.observe(&Scope::All).await?;
-        // What stands there right after our own transaction is what our rules look like in nft's words.
-        writer.digest = after.tables.as_ref().and_then(|tables| tables.digest.clone());
-        match desired.plan_tables(&after, writer.digest.as_deref())?.first() {
-            Some(first) => Err(not_converged("the packet rules", first)),
-            None => Ok(()),
+        let nft = self.0.kernel.nft_version().await?;
+        if writer.digest.is_none() || writer.nft != nft {
+            writer.digest = after.tables.as_ref().and_then(|tables| tables.digest.clone());
+            writer.nft = nft;
         }
+        Ok(())
     }
 
     pub(super) async fn bring_network(

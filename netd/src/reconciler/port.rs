@@ -128,7 +128,6 @@ impl<K: Kernel> Reconciler<K> {
         let add = Action::ChangeElements { remove: Elements::default(), add: desired.port_elements(port) };
         // Somebody may have removed our tables since the last look: put everything right, then go on.
         if self.0.kernel.apply(&add).await.is_err() {
-            writer.digest = None;
             self.converge_locked(writer).await?;
             self.0.kernel.apply(&add).await?;
             return self.check_port(&desired, port, network).await;
@@ -193,7 +192,6 @@ impl<K: Kernel> Reconciler<K> {
         let change = Action::ChangeElements { remove, add: Elements::default() };
         if let Err(fault) = self.0.kernel.apply(&change).await {
             // Somebody may have removed our tables: put everything right, which finishes this delete as well.
-            writer.digest = None;
             self.converge_locked(writer).await?;
             let unfinished = self.read().desired.ports.contains_key(&port.key());
             return if unfinished { Err(fault) } else { Ok(()) };

@@ -139,7 +139,6 @@ impl<K: Kernel> Reconciler<K> {
         };
         if before != after && self.0.kernel.apply(&change).await.is_err() {
             // Somebody may have removed our tables: put everything right, this port as well.
-            writer.digest = None;
             self.converge_locked(writer).await?;
         }
         let observed = self.0.kernel.observe(&scope(new, network)).await?;

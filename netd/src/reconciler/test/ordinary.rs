@@ -262,6 +262,30 @@ fn tables_that_somebody_removed_or_changed_come_back() {
 }
 
 #[test]
+fn what_somebody_changes_right_after_a_transaction_is_not_taken_for_ours() {
+    let (_dir, kernel, process) = fixture();
+    process.create(&network("lan", spec(Mode::Nat))).unwrap();
+    let rules = || kernel.picture().tables.unwrap().rules;
+    assert_eq!(rules(), 0);
+    // After new members.
+    kernel.meddle_with_rules(1);
+    process.create(&network("more", spec(Mode::Nat))).unwrap();
+    assert_eq!(rules(), 0);
+    // After new tables, and once more.
+    kernel.meddle(|host| host.tables.as_mut().unwrap().rules = 9);
+    kernel.meddle_with_rules(2);
+    process.converge();
+    assert_eq!(rules(), 0);
+    // Somebody who goes on and on: an error, until he stops.
+    kernel.meddle_with_rules(usize::MAX);
+    process.create(&network("third", spec(Mode::Nat))).unwrap_err();
+    kernel.meddle_with_rules(0);
+    process.converge();
+    assert_eq!(rules(), 0);
+    process.assert_converged();
+}
+
+#[test]
 fn a_foreign_link_in_the_way_degrades_one_object_and_is_not_touched() {
     let (_dir, kernel, process) = fixture();
     for network_ in ["a", "b"] {
