@@ -122,7 +122,7 @@ done
 say 'a network and a guest'
 kvmctl network create lan --mode nat --ipv4 10.61.0.1/24
 kvmctl network list
-kvmctl vm run web --memory 128M --network lan --kernel /var/lib/kvmctl/images/vmlinuz \
+kvmctl vm run web --memory 128M --network lan,ip=10.61.0.2 --kernel /var/lib/kvmctl/images/vmlinuz \
     --initrd /var/lib/kvmctl/images/initrd.img \
     --cmdline "$CMDLINE kv.name=web kv.ip=eth0:10.61.0.2/24 kv.gw=eth0:10.61.0.1"
 ready() { kvmctl vm log web | grep -q '^GUEST READY web'; }

@@ -169,12 +169,19 @@ stop_daemon() {
 
 # ---------------------------------------------------------------- guests
 
-# guest NAME NETWORK WORD...: the command line of a test guest (see guest/README.md) goes into `guest`.
+# guest NAME NETWORK[,ip=ADDR...] WORD...: the command line of a test guest (see guest/README.md) goes into `guest`. The
+# guest sets the addresses of its port by itself.
 guest() {
-    local name=$1 network=$2
+    local name=$1 network=$2 option words=''
     shift 2
+    for option in ${network//,/ }; do
+        case $option in
+        ip=*:*) words+=" kv.ip=eth0:${option#ip=}/64" ;;
+        ip=*) words+=" kv.ip=eth0:${option#ip=}/24" ;;
+        esac
+    done
     guest=(kvmctl vm run "$name" --memory 128M --network "$network" --kernel vmlinuz --initrd initrd.img
-        --cmdline "$CMDLINE kv.name=$name $*")
+        --cmdline "$CMDLINE kv.name=$name$words $*")
 }
 
 # run_guest ...: as `guest`, starts it in the background.
@@ -355,14 +362,13 @@ echoed() {
 
 machines() {
     title 'Six guests, all started at once'
-    run_guest iso1 lab kv.ip=eth0:10.51.0.11/24 kv.ip=eth0:fd51::11/64 kv.gw=eth0:10.51.0.1 kv.gw=eth0:fd51::1
-    run_guest iso2 lab kv.ip=eth0:10.51.0.12/24 kv.ip=eth0:fd51::12/64
-    run_guest nat1 home kv.ip=eth0:10.52.0.11/24 kv.ip=eth0:fd52::11/64 kv.gw=eth0:10.52.0.1 kv.gw=eth0:fd52::1 \
+    run_guest iso1 lab,ip=10.51.0.11,ip=fd51::11 kv.gw=eth0:10.51.0.1 kv.gw=eth0:fd51::1
+    run_guest iso2 lab,ip=10.51.0.12,ip=fd51::12
+    run_guest nat1 home,ip=10.52.0.11,ip=fd52::11 kv.gw=eth0:10.52.0.1 kv.gw=eth0:fd52::1 kv.listen=tcp:9000
+    run_guest nat2 home,ip=10.52.0.12,ip=fd52::12 kv.gw=eth0:10.52.0.1 kv.gw=eth0:fd52::1
+    run_guest routed1 dmz,ip=10.53.0.11,ip=2001:db8:53::11 kv.gw=eth0:10.53.0.1 kv.gw=eth0:2001:db8:53::1 \
         kv.listen=tcp:9000
-    run_guest nat2 home kv.ip=eth0:10.52.0.12/24 kv.ip=eth0:fd52::12/64 kv.gw=eth0:10.52.0.1 kv.gw=eth0:fd52::1
-    run_guest routed1 dmz kv.ip=eth0:10.53.0.11/24 kv.ip=eth0:2001:db8:53::11/64 kv.gw=eth0:10.53.0.1 \
-        kv.gw=eth0:2001:db8:53::1 kv.listen=tcp:9000
-    run_guest bridged1 office kv.ip=eth0:10.98.0.11/24 kv.ip=eth0:2001:db8:98::11/64 kv.listen=tcp:9000
+    run_guest bridged1 office,ip=10.98.0.11,ip=2001:db8:98::11 kv.listen=tcp:9000
     local name before=$SECONDS
     for name in iso1 iso2 nat1 nat2 routed1 bridged1; do attach $name; done
     for name in iso1 iso2 nat1 nat2 routed1 bridged1; do expect $name "GUEST READY $name"; done

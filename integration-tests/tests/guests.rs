@@ -44,8 +44,13 @@ fn vm(host: &TestHost, name: &str) -> serde_json::Value {
 fn guests_outlive_both_daemons_and_lose_no_ping() {
     let mut host = TestHost::with_vmd();
     host.ok("network create n --mode nat --ipv4 10.60.0.1/24 --ipv6 fd00:60::1/64");
-    boot(&host, "a", "n", "kv.ip=eth0:10.60.0.11/24 kv.ip=eth0:fd00:60::11/64 kv.gw=eth0:10.60.0.1");
-    boot(&host, "b", "n", "kv.ip=eth0:10.60.0.12/24 kv.ip=eth0:fd00:60::12/64");
+    boot(
+        &host,
+        "a",
+        "n,ip=10.60.0.11,ip=fd00:60::11",
+        "kv.ip=eth0:10.60.0.11/24 kv.ip=eth0:fd00:60::11/64 kv.gw=eth0:10.60.0.1",
+    );
+    boot(&host, "b", "n,ip=10.60.0.12,ip=fd00:60::12", "kv.ip=eth0:10.60.0.12/24 kv.ip=eth0:fd00:60::12/64");
     let mut a = ready(&host, "a");
     drop(ready(&host, "b"));
     a.ok("ping -c 1 10.60.0.12 && ping -c 1 fd00:60::12 && ping -c 1 10.60.0.1");
@@ -149,7 +154,7 @@ fn a_nat_guest_is_seen_as_the_host_and_an_isolated_one_not_at_all() {
     boot(
         &host,
         "seen",
-        "out",
+        "out,ip=10.60.0.11,ip=fd00:60::11",
         "kv.ip=eth0:10.60.0.11/24 kv.gw=eth0:10.60.0.1 kv.ip=eth0:fd00:60::11/64 kv.gw=eth0:fd00:60::1",
     );
     boot(&host, "hidden", "in", "kv.ip=eth0:10.61.0.11/24 kv.ip=eth0:10.99.0.55/24 kv.gw=eth0:10.99.0.2");

@@ -1,8 +1,14 @@
-//! What users write on the command line, as values: sizes, durations, names, addresses, disks and network cards.
+//! What users write on the command line, as values: sizes, rates, durations, names, addresses, disks and network cards.
 //!
 //! Pure: no file is looked at here except that relative paths get the working directory in front.
 
-use proto::vmd::v1::{Disk, DiskBus, DiskCache, DiskMedia, Nic, NicModel};
+mod nic;
+mod rate;
+
+pub use nic::nic;
+pub use rate::{rate, rate_text};
+
+use proto::vmd::v1::{Disk, DiskBus, DiskCache, DiskMedia};
 use shared::{fault::Fault, mac::Mac, name::Name};
 use std::{error::Error, fmt, path::PathBuf, time::Duration};
 
@@ -172,26 +178,27 @@ fn split_commas(text: &str) -> Vec<String> {
     parts
 }
 
-/// The suboptions after the first part: `KEY=VALUE` or `KEY`, each of `known` at most once.
+/// The suboptions after the first part: `KEY=VALUE` or `KEY`, each of `known` at most once unless it is in `repeated`.
 struct Suboptions {
     pairs: Vec<(String, Option<String>)>,
 }
 
 impl Suboptions {
-    fn new(parts: &[String], known: &[&str]) -> Result<Self, Invalid> {
+    fn new(parts: &[String], known: &[&str], repeated: &[&str]) -> Result<Self, Invalid> {
         let mut pairs: Vec<(String, Option<String>)> = Vec::new();
         for part in parts {
             let (key, value) = match part.split_once('=') {
                 Some((key, value)) => (key, Some(value.to_owned())),
                 None => (part.as_str(), None),
             };
-            if !known.contains(&key) {
+            if !known.contains(&key) && !repeated.contains(&key) {
                 let what =
                     if key.is_empty() { "an empty suboption".into() } else { format!("unknown key `{key}`") };
+                let known = [known, repeated].concat().join(", ");
                 return Err(Invalid::new(what)
-                    .hint(format!("the keys are {}; a comma in a path is written `,,`", known.join(", "))));
+                    .hint(format!("the keys are {known}; a comma in a path is written `,,`")));
             }
-            if pairs.iter().any(|(seen, _)| seen == key) {
+            if !repeated.contains(&key) && pairs.iter().any(|(seen, _)| seen == key) {
                 return Err(Invalid::new(format!("`{key}` is given twice")));
             }
             pairs.push((key.to_owned(), value));
@@ -201,11 +208,15 @@ impl Suboptions {
 
     /// The value of `key` if it is given; a key without a value is an error.
     fn value(&self, key: &str) -> Result<Option<&str>, Invalid> {
-        match self.pairs.iter().find(|(k, _)| k == key) {
-            None => Ok(None),
-            Some((_, Some(value))) if !value.is_empty() => Ok(Some(value)),
-            Some(_) => Err(Invalid::new(format!("`{key}` needs a value")).hint(format!("write {key}=VALUE"))),
-        }
+        self.values(key).next().transpose()
+    }
+
+    /// The values of a key that may be repeated.
+    fn values(&self, key: &str) -> impl Iterator<Item = Result<&str, Invalid>> {
+        self.pairs.iter().filter(move |(k, _)| k == key).map(move |(_, value)| match value {
+            Some(value) if !value.is_empty() => Ok(value.as_str()),
+            _ => Err(Invalid::new(format!("`{key}` needs a value")).hint(format!("write {key}=VALUE"))),
+        })
     }
 
     /// The value of `key` as one of `choices`, or `default`.
@@ -243,7 +254,7 @@ pub fn disk(text: &str) -> Result<Disk, Invalid> {
         return Err(Invalid::new("the path is missing")
             .hint(format!("the path comes first; a file of that name is written ./{first}")));
     }
-    let options = Suboptions::new(rest, &KEYS)?;
+    let options = Suboptions::new(rest, &KEYS, &[])?;
     let format = options
         .choice("format", &[("raw", Some("raw")), ("qcow2", Some("qcow2"))], None)?
         .ok_or_else(|| {
@@ -268,22 +279,6 @@ pub fn disk(text: &str) -> Result<Disk, Invalid> {
         cache: options.choice("cache", &cache, DiskCache::Unspecified)?.into(),
         read_only: options.switch("readonly")?,
         media: options.choice("media", &media, DiskMedia::Unspecified)?.into(),
-    })
-}
-
-/// `NETWORK[,mac=M][,model=virtio|e1000|e1000e]`.
-///
-/// # Errors
-/// If a part is unknown, given twice or not a value of its key.
-pub fn nic(text: &str) -> Result<Nic, Invalid> {
-    let parts = split_commas(text);
-    let (first, rest) = parts.split_first().ok_or_else(|| Invalid::new("the network is missing"))?;
-    let options = Suboptions::new(rest, &["mac", "model"])?;
-    let models = [("virtio", NicModel::Virtio), ("e1000", NicModel::E1000), ("e1000e", NicModel::E1000e)];
-    Ok(Nic {
-        network: format!("networks/{}", name(first)?),
-        mac: options.value("mac")?.map(mac).transpose()?.map(|m| m.to_string()).unwrap_or_default(),
-        model: options.choice("model", &models, NicModel::Unspecified)?.into(),
     })
 }
 
@@ -380,18 +375,6 @@ mod test {
     }
 
     #[test]
-    fn nics() {
-        let plain = nic("lan").unwrap();
-        assert_eq!((plain.network.as_str(), plain.mac.as_str()), ("networks/lan", ""));
-        let full = nic("lan,model=e1000,mac=52:54:00:AA:00:01").unwrap();
-        assert_eq!(full.mac, "52:54:00:aa:00:01");
-        assert_eq!(full.model(), NicModel::E1000);
-        for bad in ["", "LAN", "lan,mac=01:00:00:00:00:00", "lan,model=ne2000", "lan,queues=2", "lan,,x"] {
-            assert!(nic(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn addresses_are_unix_urls() {
         assert!(address("unix:///run/x").is_ok());
         for bad in ["", "/run/x", "unix://", "unix:///", "unix://run/x", "http://x"] {
@@ -419,7 +402,7 @@ mod test {
 
         #[test]
         fn no_text_makes_a_parser_panic(text in "\\PC{0,60}") {
-            let _ = (size(&text), memory(&text), duration(&text), disk(&text), nic(&text), address(&text));
+            let _ = (size(&text), memory(&text), duration(&text), disk(&text), address(&text));
         }
 
         #[test]

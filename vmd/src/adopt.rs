@@ -75,6 +75,7 @@ mod test {
             accelerator: Accelerator::Tcg,
             cpu_model: "max".into(),
             interfaces: vec![],
+            addresses: vec![],
             warnings: vec![],
         }
     }

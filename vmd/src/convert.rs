@@ -1,6 +1,7 @@
 //! Between wire types and the model: requests are checked here, and nothing unchecked gets further in.
 
 mod emit;
+mod nic;
 mod parse;
 
 pub use emit::{accelerator, timestamp, vm};

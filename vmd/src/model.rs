@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use shared::{mac::Mac, name::Name, time::Timestamp};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 use uuid::Uuid;
 
 /// Store kind of `Record`; the id is the machine's name.
@@ -145,6 +148,61 @@ pub struct Nic {
     pub mac: Option<Mac>,
     /// What the guest sees.
     pub model: NicModel,
+    /// What it asks of netd.
+    #[serde(flatten)]
+    pub port: PortOptions,
+}
+
+/// What a NIC asks of netd besides its MAC; netd decides whether it can be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortOptions {
+    /// `None`: netd chooses.
+    pub ipv4: Option<Ipv4Addr>,
+    /// As `ipv4`.
+    pub ipv6: Option<Ipv6Addr>,
+    /// More addresses that the guest may use.
+    pub extra: BTreeSet<IpAddr>,
+    /// Whether the guest's frames are checked.
+    pub filter: bool,
+    /// Kept apart from other isolated NICs of the network.
+    pub isolated: bool,
+    /// Toward the guest.
+    pub rate_in: Option<Rate>,
+    /// From the guest.
+    pub rate_out: Option<Rate>,
+}
+
+impl Default for PortOptions {
+    fn default() -> Self {
+        Self {
+            ipv4: None,
+            ipv6: None,
+            extra: BTreeSet::new(),
+            filter: true,
+            isolated: false,
+            rate_in: None,
+            rate_out: None,
+        }
+    }
+}
+
+/// A limit of bandwidth in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Bits per second, with Ethernet headers.
+    pub bits_per_second: u64,
+    /// Bytes that may pass at once; 0: netd's choice.
+    pub burst_bytes: u32,
+}
+
+/// The addresses that netd recorded for a NIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// `None`: netd knows none.
+    pub ipv4: Option<Ipv4Addr>,
+    /// As `ipv4`.
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 /// What the guest sees of a NIC.
@@ -204,6 +262,9 @@ pub struct Run {
     pub cpu_model: String,
     /// The tap of each NIC, in the order of the spec.
     pub interfaces: Vec<String>,
+    /// The addresses of each NIC, in the order of the spec; empty if an earlier vmd recorded the run.
+    #[serde(default)]
+    pub addresses: Vec<Addresses>,
     /// What an operator should know.
     pub warnings: Vec<String>,
 }

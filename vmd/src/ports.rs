@@ -8,6 +8,7 @@ pub use fake::FakePorts;
 pub use netd::NetdPorts;
 pub use releases::{KIND_PORT, PortRecord, Releases};
 
+use crate::model::{Addresses, PortOptions};
 use sha2::{Digest as _, Sha256};
 use shared::{fault::Fault, mac::Mac, name::Name};
 use std::future::Future;
@@ -19,8 +20,12 @@ pub struct PortRequest {
     pub vm: Name,
     /// Network and name as netd's resource name.
     pub resource: String,
-    /// The guest's address.
+    /// The guest's MAC.
     pub mac: Mac,
+    /// The guest's name on the network; `None`: the port's.
+    pub hostname: Option<Name>,
+    /// What else the NIC asks for.
+    pub options: PortOptions,
 }
 
 /// A port as it is.
@@ -34,6 +39,8 @@ pub struct Port {
     pub mtu: u32,
     /// The only user that may open the tap.
     pub owner_uid: u32,
+    /// What netd recorded as the guest's.
+    pub addresses: Addresses,
 }
 
 /// Whoever makes ports.

@@ -3,12 +3,13 @@
 //! Open files → ports and taps → sockets → spawn at the gate → durable run record → release → monitor and console
 //! answer → the virtual CPUs go on. `Undo` knows which of these were taken, and takes them back in reverse.
 
+mod nics;
 mod undo;
 
 use crate::{
     console::{Console, Pump},
     model::{Accelerator, KIND_EXIT, KIND_RUN, Record, Run, VncListen},
-    ports::{self, Port, PortRequest, Ports, Releases},
+    ports::{Port, Ports, Releases},
     qemu::{
         args::{self, DiskWire, NicWire, Plan, Wiring},
         files::{self, OpenDisk},
@@ -20,6 +21,7 @@ use crate::{
         tap,
     },
 };
+pub use nics::port_names;
 use serde_json::Value;
 use shared::{
     fault::{Fault, Kind},
@@ -134,13 +136,6 @@ pub struct Live {
     pub adopted: bool,
 }
 
-/// The machine's resource names of ports, in the order of its NICs.
-#[must_use]
-pub fn port_names(record: &Record) -> Vec<String> {
-    let nics = record.spec.nics.iter().enumerate();
-    nics.map(|(index, nic)| ports::resource(&nic.network, &ports::port_name(&record.name, index))).collect()
-}
-
 /// Starts a machine. If that fails, or `cancel` comes first, nothing of it is left.
 ///
 /// # Errors
@@ -173,7 +168,7 @@ async fn steps<P: Ports>(
     let version = context.host.version().await?;
     let cpu_model = cpu_model(record, choice.accelerator)?;
     let disks = open_disks(record).await?;
-    let ports = make_ports(context, record, undo).await?;
+    let ports = nics::make_ports(context, record, undo).await?;
     let taps = ports
         .iter()
         .map(|port| tap::open(&port.interface, port.owner_uid).map(OwnedFd::from))
@@ -216,6 +211,7 @@ async fn steps<P: Ports>(
         start_time: Timestamp::now(),
         accelerator: choice.accelerator,
         cpu_model,
+        addresses: ports.iter().map(|port| port.addresses).collect(),
         interfaces: ports.into_iter().map(|port| port.interface).collect(),
         warnings: choice.warning.into_iter().collect(),
     };
@@ -264,33 +260,6 @@ async fn open_disks(record: &Record) -> Result<Vec<OpenDisk>, Fault> {
     })
     .await
     .map_err(|e| Fault::internal("the task that opens disks died").cause(&e))?
-}
-
-async fn make_ports<P: Ports>(
-    context: &Context<P>,
-    record: &Record,
-    undo: &mut Undo,
-) -> Result<Vec<Port>, Fault> {
-    let own = rustix::process::geteuid().as_raw();
-    let mut made = Vec::new();
-    for (resource, mac) in port_names(record).into_iter().zip(&record.macs) {
-        undo.ports.push(resource.clone());
-        let request = PortRequest { vm: record.name.clone(), resource, mac: *mac };
-        let port = context.releases.create(&request).await?;
-        if port.owner_uid != own {
-            return Err(Fault::new(
-                Kind::FailedPrecondition,
-                "PORT_OWNER",
-                format!(
-                    "port `{}` belongs to uid {}, and vmd runs as uid {own}",
-                    request.resource, port.owner_uid
-                ),
-            )
-            .hint("delete that port, so that vmd can make its own"));
-        }
-        made.push(port);
-    }
-    Ok(made)
 }
 
 fn folder_fault(folder: &Path, error: &dyn std::error::Error) -> Fault {

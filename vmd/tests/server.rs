@@ -260,6 +260,7 @@ async fn a_run_that_ended_without_vmd_is_recorded_as_that() {
         accelerator: Accelerator::Tcg,
         cpu_model: "max".into(),
         interfaces: vec![],
+        addresses: vec![],
         warnings: vec![],
     };
     store.commit(vec![Op::put(KIND_RUN, "web", &run).expect("op")]).await.expect("commit");

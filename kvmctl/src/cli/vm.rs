@@ -98,9 +98,18 @@ Disks:     PATH,format=raw|qcow2[,bus=virtio|sata|scsi][,readonly]
            [,media=disk|cdrom]
            A comma in PATH is written `,,`. A relative PATH starts here.
 Networks:  NETWORK[,mac=MAC][,model=virtio|e1000|e1000e]
+           [,ip=ADDR][,ip=ADDR6][,extra-ip=ADDR...][,filter=on|off]
+           [,isolated][,rate-in=RATE][,rate-out=RATE]
+           `ip`: its address, a free one if not given, the same each time.
+           `extra-ip`, repeatable: one more that the guest may use.
+           `filter=off`: frames from the guest are not checked.
+           `isolated`: kept apart from other isolated ones of the network.
+           RATE: bits per second to (`in`) or from the guest: 100M, 2G.
 
 Examples:
   kvmctl vm run web --disk web.qcow2,format=qcow2 --network lan
+  kvmctl vm run db --disk db.qcow2,format=qcow2 \\
+    --network lan,ip=192.168.100.10,rate-out=100M
   kvmctl vm run setup --vnc --disk disk.qcow2,format=qcow2,cache=none \\
     --disk install.iso,format=raw,media=cdrom
   kvmctl vm run tiny --kernel vmlinuz --initrd initrd.img \\

@@ -380,6 +380,7 @@ mod test {
                     port: "networks/lan/ports/web-0".into(),
                     mac: "52:54:00:00:00:01".into(),
                     interface: "kvt-web-0".into(),
+                    ..Default::default()
                 }],
                 vnc_address: "unix:/run/v.sock".into(),
                 unresponsive: true,

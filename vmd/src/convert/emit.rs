@@ -1,10 +1,10 @@
 //! From the model to the wire.
 
+use super::nic;
 use crate::{
     machine::State,
     model::{
-        Accelerator, Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Nic, NicModel, Record, Spec, Status,
-        Vm, VncListen,
+        Accelerator, Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Record, Spec, Status, Vm, VncListen,
     },
     ports,
 };
@@ -44,7 +44,7 @@ pub(super) fn spec(spec: &Spec) -> wire::VmSpec {
             initrd: boot.initrd.clone().unwrap_or_default(),
             cmdline: boot.cmdline.clone(),
         }),
-        nics: spec.nics.iter().map(nic).collect(),
+        nics: spec.nics.iter().map(nic::emit).collect(),
         vnc: spec.vnc.map(|listen| wire::Vnc {
             listen: match listen {
                 VncListen::Unix => wire::VncListen::Unix,
@@ -86,19 +86,6 @@ fn disk(disk: &Disk) -> wire::Disk {
     }
 }
 
-fn nic(nic: &Nic) -> wire::Nic {
-    wire::Nic {
-        network: format!("{}/{}", super::NETWORKS, nic.network),
-        mac: nic.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        model: match nic.model {
-            NicModel::Virtio => wire::NicModel::Virtio,
-            NicModel::E1000 => wire::NicModel::E1000,
-            NicModel::E1000e => wire::NicModel::E1000e,
-        }
-        .into(),
-    }
-}
-
 /// An accelerator.
 #[must_use]
 pub fn accelerator(accelerator: Accelerator) -> wire::Accelerator {
@@ -110,12 +97,16 @@ pub fn accelerator(accelerator: Accelerator) -> wire::Accelerator {
 
 fn status(record: &Record, status: &Status) -> wire::VmStatus {
     let run = status.run.as_ref();
-    let nics =
-        record.spec.nics.iter().zip(&record.macs).enumerate().map(|(index, (nic, mac))| wire::NicStatus {
+    let nics = record.spec.nics.iter().zip(&record.macs).enumerate().map(|(index, (nic, mac))| {
+        let addresses = run.and_then(|run| run.addresses.get(index)).copied().unwrap_or_default();
+        wire::NicStatus {
             port: ports::resource(&nic.network, &ports::port_name(&record.name, index)),
             mac: mac.to_string(),
             interface: run.and_then(|run| run.interfaces.get(index)).cloned().unwrap_or_default(),
-        });
+            ipv4_address: nic::text(addresses.ipv4),
+            ipv6_address: nic::text(addresses.ipv6),
+        }
+    });
     let warnings = run.iter().flat_map(|run| &run.warnings).chain(&status.warnings).cloned();
     wire::VmStatus {
         revision: status.revision,

@@ -1,16 +1,14 @@
 //! From the wire to the model: limits and defaults.
 
-use crate::model::{
-    Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, KernelBoot, Nic, NicModel, Spec, VncListen,
-};
+use super::nic;
+use crate::model::{Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, KernelBoot, Spec, VncListen};
 use proto::vmd::v1 as wire;
 use shared::{
     fault::{Fault, Kind},
-    mac::Mac,
     name::{Name, printable},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     time::Duration,
 };
 
@@ -20,7 +18,6 @@ const MAX_VCPUS: u32 = 255;
 const MAX_MEMORY: u64 = 1 << 46;
 const MAX_DISKS: usize = 32;
 const MAX_SATA: usize = 6;
-const MAX_NICS: usize = 16;
 /// COMMAND_LINE_SIZE of x86 is 2048 with the final zero.
 const MAX_CMDLINE: usize = 2047;
 const MAX_PATH: usize = 4095;
@@ -31,7 +28,7 @@ const MAX_LABEL_VALUE: usize = 1024;
 const DEFAULT_STOP: Duration = Duration::from_secs(30);
 const MAX_STOP: Duration = Duration::from_secs(3600);
 
-fn invalid(reason: &str, message: impl Into<String>) -> Fault {
+pub(super) fn invalid(reason: &str, message: impl Into<String>) -> Fault {
     Fault::new(Kind::InvalidArgument, reason, message)
 }
 
@@ -97,7 +94,7 @@ pub fn spec(spec: wire::VmSpec) -> Result<Spec, Fault> {
     }
     let memory_bytes = memory(spec.memory_bytes)?;
     let disks = disks(spec.disks)?;
-    let nics = nics(spec.nics)?;
+    let nics = nic::parse(spec.nics)?;
     Ok(Spec {
         vcpus: spec.vcpus.max(1),
         memory_bytes,
@@ -152,7 +149,7 @@ fn path(text: String, what: &str) -> Result<String, Fault> {
         .hint("write the whole path, beginning with `/`"))
 }
 
-fn unknown(field: &str, value: i32) -> Fault {
+pub(super) fn unknown(field: &str, value: i32) -> Fault {
     invalid("UNKNOWN_VALUE", format!("{value} is not a value of `{field}` that this vmd knows"))
         .hint("use a client of the same version as vmd")
 }
@@ -243,45 +240,6 @@ fn kernel_boot(boot: wire::KernelBoot) -> Result<KernelBoot, Fault> {
             some => Some(path(some, "the initrd")?),
         },
         cmdline,
-    })
-}
-
-fn nics(nics: Vec<wire::Nic>) -> Result<Vec<Nic>, Fault> {
-    if nics.len() > MAX_NICS {
-        return Err(invalid(
-            "TOO_MANY_NICS",
-            format!("there are {} NICs, and {MAX_NICS} is the most", nics.len()),
-        )
-        .hint("let a guest route between networks instead"));
-    }
-    let nics = nics
-        .into_iter()
-        .enumerate()
-        .map(|(index, one)| nic(one).map_err(|e| e.context(format!("NIC {index} is invalid"))))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut seen = BTreeSet::new();
-    for mac in nics.iter().filter_map(|nic| nic.mac) {
-        if !seen.insert(mac) {
-            return Err(invalid("DUPLICATE_MAC", format!("two NICs have the MAC {mac}"))
-                .meta("mac", mac)
-                .hint("leave `mac` empty to get a unique one"));
-        }
-    }
-    Ok(nics)
-}
-
-fn nic(nic: wire::Nic) -> Result<Nic, Fault> {
-    Ok(Nic {
-        network: Name::from_resource(&nic.network, super::NETWORKS)?,
-        mac: match nic.mac.as_str() {
-            "" => None,
-            text => Some(text.parse::<Mac>()?),
-        },
-        model: match wire::NicModel::try_from(nic.model).map_err(|e| unknown("model", e.0))? {
-            wire::NicModel::Unspecified | wire::NicModel::Virtio => NicModel::Virtio,
-            wire::NicModel::E1000 => NicModel::E1000,
-            wire::NicModel::E1000e => NicModel::E1000e,
-        },
     })
 }
 

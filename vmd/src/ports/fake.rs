@@ -1,6 +1,7 @@
 //! Ports without a kernel, for tests: remembers what was asked, and fails when told to.
 
 use super::{Port, PortRequest, Ports};
+use crate::model::Addresses;
 use shared::{
     fault::{Fault, Kind},
     name::Name,
@@ -84,6 +85,7 @@ impl Ports for FakePorts {
             uid,
             mtu: 1500,
             owner_uid: rustix::process::geteuid().as_raw(),
+            addresses: Addresses { ipv4: port.options.ipv4, ipv6: port.options.ipv6 },
         })
     }
 

@@ -1,17 +1,19 @@
 //! Ports by netd's own API.
 
 use super::{Port, PortRequest, Ports};
+use crate::model::{Addresses, PortOptions, Rate};
 use proto::netd::v1::{
-    CreatePortRequest, DeletePortRequest, GetNetworkRequest, ObjectState, Port as WirePort, PortSpec,
-    network_service_client::NetworkServiceClient, port_service_client::PortServiceClient,
+    CreatePortRequest, DeletePortRequest, GetNetworkRequest, ObjectState, Port as WirePort, PortFilter,
+    PortSpec, Rate as WireRate, network_service_client::NetworkServiceClient,
+    port_service_client::PortServiceClient,
 };
 use shared::{
     fault::{Fault, Kind},
-    name::Name,
+    name::{Name, printable},
     socket,
     telemetry::Inject,
 };
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::IpAddr, str::FromStr, time::Duration};
 use tonic::{Request, Response, Status, service::interceptor::InterceptedService, transport::Channel};
 
 /// netd answers in milliseconds; more than this and it hangs.
@@ -79,6 +81,37 @@ fn request<T>(message: T) -> Request<T> {
     request
 }
 
+fn spec(port: &PortRequest) -> PortSpec {
+    let PortOptions { ipv4, ipv6, extra, filter, isolated, rate_in, rate_out } = &port.options;
+    let text = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
+    let filter = if *filter { PortFilter::On } else { PortFilter::Off };
+    PortSpec {
+        mac: port.mac.to_string(),
+        filter: filter.into(),
+        ipv4_address: text(ipv4.map(IpAddr::V4)),
+        ipv6_address: text(ipv6.map(IpAddr::V6)),
+        extra_addresses: extra.iter().map(ToString::to_string).collect(),
+        hostname: port.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
+        isolated: *isolated,
+        rate_in: rate_in.map(rate),
+        rate_out: rate_out.map(rate),
+    }
+}
+
+fn rate(rate: Rate) -> WireRate {
+    WireRate { bits_per_second: rate.bits_per_second, burst_bytes: rate.burst_bytes }
+}
+
+/// An address in netd's answer; empty is none.
+fn answered<T: FromStr>(text: &str, port: &str) -> Result<Option<T>, Fault> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let broken =
+        || Fault::internal(format!("netd's address of port `{port}`, `{}`, is none", printable(text)));
+    text.parse().map(Some).map_err(|_| broken())
+}
+
 impl Ports for NetdPorts {
     async fn check_network(&self, network: &Name) -> Result<(), Fault> {
         let name = format!("{}/{network}", crate::convert::NETWORKS);
@@ -90,7 +123,7 @@ impl Ports for NetdPorts {
         let wanted = WirePort {
             name: port.resource.clone(),
             labels: HashMap::from([("vm".to_owned(), format!("{}/{}", crate::convert::VMS, port.vm))]),
-            spec: Some(PortSpec { mac: port.mac.to_string(), ..Default::default() }),
+            spec: Some(spec(port)),
             ..Default::default()
         };
         let mut client = self.ports.clone();
@@ -110,7 +143,12 @@ impl Ports for NetdPorts {
             )
             .hint("`kvmctl port show` tells the port's state, netd's log the details"));
         }
-        Ok(Port { uid, interface: status.interface, mtu: status.mtu, owner_uid: status.owner_uid })
+        let addresses = Addresses {
+            ipv4: answered(&status.ipv4_address, &port.resource)?,
+            ipv6: answered(&status.ipv6_address, &port.resource)?,
+        };
+        let (interface, mtu, owner_uid) = (status.interface, status.mtu, status.owner_uid);
+        Ok(Port { uid, interface, mtu, owner_uid, addresses })
     }
 
     async fn delete(&self, resource: &str, uid: Option<&str>) -> Result<(), Fault> {

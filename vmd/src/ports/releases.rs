@@ -179,6 +179,8 @@ mod test {
             vm: "web".parse().unwrap(),
             resource: "networks/lan/ports/web-0".into(),
             mac: "52:54:00:00:00:01".parse().unwrap(),
+            hostname: None,
+            options: Default::default(),
         }
     }
 

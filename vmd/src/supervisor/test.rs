@@ -12,6 +12,7 @@ fn spec(macs: &[Option<&str>]) -> Spec {
         network: "lan".parse().unwrap(),
         mac: mac.map(|text| text.parse().unwrap()),
         model: NicModel::Virtio,
+        port: Default::default(),
     };
     Spec {
         vcpus: 1,

@@ -14,7 +14,7 @@ fn disk(path: &str, bus: DiskBus, media: DiskMedia) -> Disk {
 }
 
 fn nic(model: NicModel) -> Nic {
-    Nic { network: "lan".parse().unwrap(), mac: None, model }
+    Nic { network: "lan".parse().unwrap(), mac: None, model, port: Default::default() }
 }
 
 fn small() -> Spec {
