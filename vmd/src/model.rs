@@ -307,3 +307,41 @@ pub struct Vm {
     /// What became of it.
     pub status: Status,
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use serde_json::{from_value, json, to_value};
+
+    #[test]
+    fn records_of_an_earlier_vmd_are_read() {
+        let nic: Nic = from_value(json!({"network": "lan", "mac": null, "model": "virtio"})).unwrap();
+        assert_eq!(nic.port, PortOptions::default());
+        assert!(nic.port.filter);
+        let run = json!({
+            "boot_id": "boot", "pid": 7, "start_ticks": 100, "uid": 0, "qemu_binary": "/q", "qemu_version": "v",
+            "nonce": Uuid::nil(), "start_time": Timestamp { seconds: 0, nanos: 0 }, "accelerator": "tcg",
+            "cpu_model": "max", "interfaces": ["tap0"], "warnings": [],
+        });
+        assert_eq!(from_value::<Run>(run).unwrap().addresses, []);
+    }
+
+    #[test]
+    fn what_a_nic_asks_for_is_read_as_it_was_written() {
+        let nic = Nic {
+            network: "lan".parse().unwrap(),
+            mac: None,
+            model: NicModel::E1000,
+            port: PortOptions {
+                ipv4: Some([10, 0, 0, 2].into()),
+                ipv6: Some("fd00::2".parse().unwrap()),
+                extra: ["10.0.0.3".parse().unwrap()].into(),
+                filter: false,
+                isolated: true,
+                rate_in: Some(Rate { bits_per_second: 1 << 40, burst_bytes: 0 }),
+                rate_out: None,
+            },
+        };
+        assert_eq!(from_value::<Nic>(to_value(&nic).unwrap()).unwrap(), nic);
+    }
+}

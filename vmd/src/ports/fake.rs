@@ -20,9 +20,16 @@ pub struct FakePorts(Arc<Mutex<Inner>>);
 #[derive(Debug, Default)]
 struct Inner {
     networks: BTreeSet<Name>,
-    ports: BTreeMap<String, String>,
+    ports: BTreeMap<String, Made>,
     made: u32,
     down: bool,
+}
+
+#[derive(Debug)]
+struct Made {
+    uid: String,
+    /// `None`: somebody else's.
+    asked: Option<PortRequest>,
 }
 
 impl FakePorts {
@@ -41,7 +48,15 @@ impl FakePorts {
 
     /// Somebody else makes a port; its uid is `foreign`.
     pub fn take(&self, resource: &str) {
-        self.inner().ports.insert(resource.to_owned(), FOREIGN.to_owned());
+        self.inner().ports.insert(resource.to_owned(), Made { uid: FOREIGN.to_owned(), asked: None });
+    }
+
+    /// An operator changes a port: its filter is off.
+    pub fn change(&self, resource: &str) {
+        let mut inner = self.inner();
+        if let Some(asked) = inner.ports.get_mut(resource).and_then(|made| made.asked.as_mut()) {
+            asked.options.filter = false;
+        }
     }
 
     /// Names of the ports there are.
@@ -74,12 +89,12 @@ impl Ports for FakePorts {
 
     async fn create(&self, port: &PortRequest) -> Result<Port, Fault> {
         let mut inner = self.up()?;
-        if inner.ports.get(&port.resource).is_some_and(|uid| uid == FOREIGN) {
+        if inner.ports.get(&port.resource).is_some_and(|made| made.asked.as_ref() != Some(port)) {
             return Err(Fault::new(Kind::AlreadyExists, "PORT_EXISTS", "there is one with another spec"));
         }
         inner.made += 1;
-        let fresh = format!("uid-{}", inner.made);
-        let uid = inner.ports.entry(port.resource.clone()).or_insert(fresh).clone();
+        let fresh = Made { uid: format!("uid-{}", inner.made), asked: Some(port.clone()) };
+        let uid = inner.ports.entry(port.resource.clone()).or_insert(fresh).uid.clone();
         Ok(Port {
             interface: format!("fake{}", inner.made),
             uid,
@@ -91,7 +106,7 @@ impl Ports for FakePorts {
 
     async fn delete(&self, resource: &str, uid: Option<&str>) -> Result<(), Fault> {
         let mut inner = self.up()?;
-        if inner.ports.get(resource).is_some_and(|have| uid.is_none_or(|uid| uid == have)) {
+        if inner.ports.get(resource).is_some_and(|have| uid.is_none_or(|uid| uid == have.uid)) {
             inner.ports.remove(resource);
         }
         Ok(())

@@ -52,7 +52,8 @@ impl<P: Ports> Releases<P> {
         Self { store, ports, pending: Mutex::new(orphans), wake: Notify::new() }
     }
 
-    /// Makes a port; its record is durable before netd hears of it.
+    /// Makes a port; its record is durable before netd hears of it. A port of that name which was to be deleted goes
+    /// first: it may have been changed since it was made, and would not be the one that is asked for.
     ///
     /// # Errors
     /// What the store or netd say. The record stays: `release` it.
@@ -60,13 +61,17 @@ impl<P: Ports> Releases<P> {
         // All of it in one deadline: a delete that waits for a hanging netd holds the lock.
         let made = tokio::time::timeout(CREATE, async {
             let mut pending = self.pending.lock().await;
+            if let Some(uid) = pending.get(&request.resource) {
+                self.ports.delete(&request.resource, uid.as_deref()).await?;
+                pending.remove(&request.resource);
+            }
             let record = PortRecord { vm: request.vm.clone(), uid: None };
             self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
-            let before = pending.remove(&request.resource);
             drop(pending);
             match self.ports.create(request).await {
+                // Somebody else made it.
                 Err(fault) if fault.kind() == Kind::AlreadyExists => {
-                    self.disown(request, before).await?;
+                    self.store.commit(vec![Op::delete(KIND_PORT, &request.resource)]).await?;
                     Err(fault)
                 }
                 result => result,
@@ -81,16 +86,6 @@ impl<P: Ports> Releases<P> {
         let record = PortRecord { vm: request.vm.clone(), uid: Some(port.uid.clone()) };
         self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
         Ok(port)
-    }
-
-    /// netd has another port of that name, which somebody else made or an earlier machine left: only the one that was
-    /// to be deleted `before` is still ours.
-    async fn disown(&self, request: &PortRequest, before: Option<Option<String>>) -> Result<(), Fault> {
-        let op = match before {
-            Some(uid) => Op::put(KIND_PORT, &request.resource, &PortRecord { vm: request.vm.clone(), uid })?,
-            None => Op::delete(KIND_PORT, &request.resource),
-        };
-        self.store.commit(vec![op]).await
     }
 
     /// Deletes ports now if netd is there, and later if it is not. Their uids are those recorded.
@@ -237,10 +232,29 @@ mod test {
         assert_eq!(releases.create(&request()).await.unwrap_err().kind(), Kind::AlreadyExists);
         releases.release(&[request().resource]).await;
         assert_eq!((fake.ports(), recorded(&store).await), (vec![request().resource], 0));
-        // One of our own, whose delete was on its way, goes all the same.
-        let old = BTreeMap::from([(request().resource, Some("foreign".to_owned()))]);
+        // Nor where one of our own, of the same name, was to be deleted and is gone.
+        let old = BTreeMap::from([(request().resource, Some("uid-1".to_owned()))]);
         let releases = Releases::new(store.clone(), fake.clone(), old);
-        releases.create(&request()).await.unwrap_err();
+        assert_eq!(releases.create(&request()).await.unwrap_err().kind(), Kind::AlreadyExists);
+        releases.release(&[request().resource]).await;
+        assert_eq!((fake.ports(), recorded(&store).await), (vec![request().resource], 0));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_was_changed_and_is_still_there_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let fake = FakePorts::default();
+        let releases = Releases::new(store.clone(), fake.clone(), BTreeMap::new());
+        let before = releases.create(&request()).await.unwrap();
+        fake.change(&request().resource);
+        // netd is not there when the machine stops, nor at its next start; the port is not forgotten.
+        fake.set_down(true);
+        releases.release(&[request().resource]).await;
+        assert_eq!(releases.create(&request()).await.unwrap_err().kind(), Kind::Unavailable);
+        fake.set_down(false);
+        let after = releases.create(&request()).await.unwrap();
+        assert_ne!(before.uid, after.uid);
         releases.release(&[request().resource]).await;
         assert_eq!((fake.ports(), recorded(&store).await), (vec![], 0));
     }
