@@ -3,8 +3,13 @@
 use prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 4] =
-    ["netd/v1/network.proto", "netd/v1/port.proto", "netd/v1/host.proto", "vmd/v1/vm.proto"];
+const FILES: [&str; 5] = [
+    "netd/v1/network.proto",
+    "netd/v1/port.proto",
+    "netd/v1/capture.proto",
+    "netd/v1/host.proto",
+    "vmd/v1/vm.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

@@ -133,14 +133,21 @@ impl TestHost {
     /// # Panics
     /// If it does not.
     pub fn start_netd(&mut self) {
+        self.start_netd_by(&[]);
+    }
+
+    /// As `start_netd`, by a program that becomes the one that its last arguments name, such as setpriv(1).
+    ///
+    /// # Panics
+    /// If netd does not serve.
+    pub fn start_netd_by(&mut self, starter: &[&str]) {
         let socket = self.dir.path().join("netd.sock");
-        let mut command = self.netns.command(&self.path("netd"));
-        command.args(["--socket", &self.path("netd.sock"), "--state-dir", &self.path("netd-state")]).args([
-            "--run-dir",
-            &self.path("netd-run"),
-            "--socket-group",
-            &VMD_UID.to_string(),
-        ]);
+        let mut command = self.netns.command("env");
+        command
+            .args(starter)
+            .arg(self.path("netd"))
+            .args(["--socket", &self.path("netd.sock"), "--state-dir", &self.path("netd-state")])
+            .args(["--run-dir", &self.path("netd-run"), "--socket-group", &VMD_UID.to_string()]);
         self.netd = Some(self.start(command, "netd.log", &socket));
     }
 

@@ -1,8 +1,10 @@
 //! The command line as it is written: no behaviour. The doc comments are the help.
 
+mod capture;
 mod network;
 mod vm;
 
+pub use capture::CapturePort;
 pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdateNetwork, UpdatePort};
 pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
 

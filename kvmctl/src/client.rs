@@ -4,6 +4,7 @@
 use crate::cli::Global;
 use proto::{
     netd::v1::{
+        capture_service_client::CaptureServiceClient,
         host_service_client::HostServiceClient as NetdHostClient,
         network_service_client::NetworkServiceClient, port_service_client::PortServiceClient,
     },
@@ -62,6 +63,14 @@ impl Clients {
     pub fn ports(&self) -> Result<PortServiceClient<Traced>, Fault> {
         let client = PortServiceClient::with_interceptor(self.netd.channel()?, Inject);
         Ok(client.max_decoding_message_size(LARGEST_ANSWER))
+    }
+
+    /// netd's captures.
+    ///
+    /// # Errors
+    /// If the address cannot be used.
+    pub fn captures(&self) -> Result<CaptureServiceClient<Traced>, Fault> {
+        Ok(CaptureServiceClient::with_interceptor(self.netd.channel()?, Inject))
     }
 
     /// netd's view of the host.

@@ -1,5 +1,6 @@
 //! What each command does.
 
+mod capture;
 pub mod console;
 pub mod host;
 pub mod network;

@@ -4,6 +4,7 @@
 //! names and addresses, the record is committed, and `reconciler` carries out what `plan` says is missing.
 
 pub mod alloc;
+mod capture;
 pub mod config;
 mod convert;
 pub mod kernel;

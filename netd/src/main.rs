@@ -62,7 +62,8 @@ async fn run(config: Config) -> Result<(), Fault> {
         let (reconciler, stop) = (reconciler.clone(), stop.clone());
         async move { reconciler.run(changed, stop).await }
     });
-    let served = serve(bound, server::routes(reconciler), proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
+    let routes = server::routes(reconciler, stop.clone());
+    let served = serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
     stop.cancel();
     repair.abort();
     telemetry.finish().await;

@@ -1,5 +1,6 @@
 //! `kvmctl network` and `kvmctl port`.
 
+use super::CapturePort;
 use crate::{complete, parse};
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::ArgValueCompleter;
@@ -142,6 +143,12 @@ Examples:
     /// Deletes a port
     #[command(visible_alias = "rm")]
     Delete(PortName),
+    /// Records what passes a port, for Wireshark and tcpdump
+    ///
+    /// The file is pcapng. It has what the guest sends before the port's filter drops any of it. Ends at Ctrl-C, at
+    /// one of the bounds, or when the port is deleted. For root and the port's owner.
+    #[command(after_help = super::capture::EXAMPLES)]
+    Capture(CapturePort),
 }
 
 /// Which port is meant.

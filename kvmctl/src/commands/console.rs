@@ -214,17 +214,17 @@ fn keys(bytes: &[u8], interactive: bool) -> Vec<Keys> {
     }
 }
 
-/// The signals that end a console, so that the terminal can be put back.
-struct Signals(Vec<tokio::signal::unix::Signal>);
+/// The signals that end a console, so that the terminal can be put back, or a capture, so that its file is whole.
+pub(super) struct Signals(Vec<tokio::signal::unix::Signal>);
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         let kinds =
             [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
         Ok(Self(kinds.into_iter().map(signal).collect::<io::Result<_>>()?))
     }
 
-    async fn any(mut self) {
+    pub(super) async fn any(mut self) {
         future::poll_fn(|cx| {
             if self.0.iter_mut().any(|signal| signal.poll_recv(cx).is_ready()) {
                 std::task::Poll::Ready(())

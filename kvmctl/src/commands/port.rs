@@ -1,6 +1,6 @@
 //! `kvmctl port`.
 
-use super::resource;
+use super::{capture, resource};
 use crate::{
     cli::{CreatePort, OnOff, PortCommand, UpdatePort},
     client::{Clients, DEADLINE, within},
@@ -54,6 +54,7 @@ pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<
             clients.netd.call(DEADLINE, call).await?;
             printer.deleted("port", port.name.as_str())
         }
+        PortCommand::Capture(asked) => capture::run(asked, clients, printer).await,
     }
 }
 

@@ -1,10 +1,12 @@
 //! The host's kernel, at the level of intentions: what there is, and one change at a time.
 
+pub mod bpf;
 #[cfg(test)]
 pub mod fake;
 mod link;
 mod linux;
 pub mod nft;
+pub mod packet;
 mod route;
 mod ruleset;
 mod sysctl;

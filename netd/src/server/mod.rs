@@ -1,25 +1,28 @@
 //! The gRPC services. Wire types end here.
 
+mod capture;
 mod host;
 mod network;
 mod port;
 
 use crate::{kernel::Kernel, reconciler::Reconciler};
 use proto::netd::v1::{
-    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
-    port_service_server::PortServiceServer,
+    capture_service_server::CaptureServiceServer, host_service_server::HostServiceServer,
+    network_service_server::NetworkServiceServer, port_service_server::PortServiceServer,
 };
 use shared::fault::{Fault, Kind};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 /// Most items of one page, and how many where the client does not say.
 const PAGE: usize = 1000;
 
-/// All services of `netd.v1`.
+/// All services of `netd.v1`. Their streams end when `stop` is cancelled.
 #[must_use]
-pub fn routes<K: Kernel>(reconciler: Reconciler<K>) -> Routes {
+pub fn routes<K: Kernel>(reconciler: Reconciler<K>, stop: CancellationToken) -> Routes {
     Routes::new(NetworkServiceServer::new(network::Service(reconciler.clone())))
         .add_service(PortServiceServer::new(port::Service(reconciler.clone())))
+        .add_service(CaptureServiceServer::new(capture::Service::new(reconciler.clone(), stop)))
         .add_service(HostServiceServer::new(host::Service(reconciler)))
 }
 
