@@ -3,10 +3,11 @@
 use prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "netd/v1/network.proto",
     "netd/v1/port.proto",
     "netd/v1/capture.proto",
+    "netd/v1/event.proto",
     "netd/v1/host.proto",
     "vmd/v1/vm.proto",
 ];

@@ -2,7 +2,11 @@
 
 use integration_tests::{guest::Guest, host::TestHost, wait};
 use serde_json::Value;
-use std::time::{Duration, Instant};
+use std::{
+    io::{BufRead as _, BufReader},
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 /// What a run took is printed, and is under a second where nothing else runs. The bound here is far below the 30 s of
 /// the resync, so that it is the notification that is tested.
@@ -151,4 +155,55 @@ fn one_objects_trouble_is_not_anothers() {
     assert_eq!(host.ok_json("network show fine")["status"]["state"], "ready");
     host.ok("port create fine p");
     host.ok("network delete old");
+}
+
+#[test]
+fn what_was_changed_is_told_and_kept_over_a_restart() {
+    let mut host = TestHost::new();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
+    let (tap, mac) = host.port("n", "p");
+    let mut follow = host.kvmctl_command(&["events", "--follow", "-o", "json"]);
+    let mut follow = follow.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("kvmctl");
+    let mut told = BufReader::new(follow.stdout.take().expect("stdout"));
+    for (damage, resource, words) in [
+        ("ip link set kvb-n down".to_owned(), Some("networks/n"), "`kvb-n` is down".to_owned()),
+        (
+            format!("ip link set {tap} mtu 1300"),
+            Some("networks/n/ports/p"),
+            format!("`{tap}` has another MTU"),
+        ),
+        (
+            format!("nft delete element bridge kvmctl kv_mac {{ {tap} . {mac} }}"),
+            None,
+            // The member in the form of raw bytes is now one too many.
+            "the rules are missing or were changed".to_owned(),
+        ),
+        (
+            "nft add element inet kvmctl kv_routed { kvb-n }".to_owned(),
+            None,
+            "has `kvb-n` in kv_routed".to_owned(),
+        ),
+        ("nft flush ruleset".to_owned(), None, "the rules are missing or were changed".to_owned()),
+    ] {
+        host.netns.sh(&damage);
+        let event = loop {
+            let mut line = String::new();
+            assert!(told.read_line(&mut line).expect("an event") > 0, "the watch ended");
+            let event: Value = serde_json::from_str(&line).expect("JSON");
+            if event["message"].as_str().is_some_and(|message| message.contains(&words)) {
+                break event;
+            }
+        };
+        assert_eq!(event["kind"], "repaired", "{damage}: {event}");
+        assert_eq!(event["resource"].as_str(), resource, "{damage}: {event}");
+    }
+    let _ = follow.kill();
+    let _ = follow.wait();
+    let before = host.ok_json("events");
+    assert!(before.as_array().is_some_and(|events| events.len() >= 5), "{before}");
+    host.kill_netd();
+    host.start_netd();
+    let after = host.ok_json("events");
+    let kept = after.as_array().expect("events").len() >= before.as_array().expect("events").len();
+    assert!(kept && after[0] == before[0], "{before}\n{after}");
 }

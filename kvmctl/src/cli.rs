@@ -102,6 +102,22 @@ pub enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// What was repaired, and what could not be kept in force
+    ///
+    /// Other programs change links and rules of ours; netd puts them back, and says here what was changed.
+    #[command(after_help = "\
+Examples:
+  kvmctl events
+  kvmctl events --follow -o json | jq -r .message")]
+    Events {
+        /// Only events after this revision
+        #[arg(long, value_name = "REVISION", default_value_t = 0,
+              value_parser = clap::value_parser!(i64).range(0..))]
+        since: i64,
+        /// Go on with new events until Ctrl-C
+        #[arg(short, long)]
+        follow: bool,
+    },
     /// What the daemons can do on this host
     #[command(subcommand)]
     Host(HostCommand),

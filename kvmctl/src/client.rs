@@ -4,7 +4,7 @@
 use crate::cli::Global;
 use proto::{
     netd::v1::{
-        capture_service_client::CaptureServiceClient,
+        capture_service_client::CaptureServiceClient, event_service_client::EventServiceClient,
         host_service_client::HostServiceClient as NetdHostClient,
         network_service_client::NetworkServiceClient, port_service_client::PortServiceClient,
     },
@@ -71,6 +71,14 @@ impl Clients {
     /// If the address cannot be used.
     pub fn captures(&self) -> Result<CaptureServiceClient<Traced>, Fault> {
         Ok(CaptureServiceClient::with_interceptor(self.netd.channel()?, Inject))
+    }
+
+    /// netd's events.
+    ///
+    /// # Errors
+    /// If the address cannot be used.
+    pub fn events(&self) -> Result<EventServiceClient<Traced>, Fault> {
+        Ok(EventServiceClient::with_interceptor(self.netd.channel()?, Inject))
     }
 
     /// netd's view of the host.

@@ -2,6 +2,7 @@
 
 mod capture;
 pub mod console;
+pub mod events;
 pub mod host;
 pub mod network;
 pub mod port;
@@ -23,6 +24,7 @@ pub async fn run(command: Command, clients: &Clients, printer: &mut Printer<'_>)
         Command::Network(command) => network::run(command, clients, printer).await,
         Command::Port(command) => port::run(command, clients, printer).await,
         Command::Vm(command) => vm::run(command, clients, printer).await,
+        Command::Events { since, follow } => events::run(since, follow, clients, printer).await,
         Command::Host(HostCommand::Show) => host::show(clients, printer).await,
         Command::Man { dir } => Ok(crate::man::write(&dir)?),
     }

@@ -1,5 +1,6 @@
 //! What goes to standard output, in the format asked for.
 
+pub mod event;
 pub mod host;
 pub mod network;
 pub mod port;
@@ -92,6 +93,27 @@ impl<'a> Printer<'a> {
             Format::Name => objects.iter().try_for_each(|object| self.text(object.name())),
             Format::Json | Format::Yaml => self.value(&objects),
         }
+    }
+
+    /// Prints one object of a list that has no end, at once: a line, or a JSON or YAML value.
+    ///
+    /// # Errors
+    /// If standard output cannot be written.
+    pub fn entry<T: Object>(&mut self, object: &T) -> Result<(), Stop> {
+        match self.format {
+            Format::Table => self.text(&clean(&object.row().join("  ")))?,
+            Format::Name => self.text(object.name())?,
+            Format::Json => {
+                let line = serde_json::to_string(object)
+                    .map_err(|e| Fault::internal("cannot write the result as JSON").cause(&e))?;
+                self.text(&line)?;
+            }
+            Format::Yaml => {
+                self.text("---")?;
+                self.value(object)?;
+            }
+        }
+        Ok(self.out.flush()?)
     }
 
     /// Prints everything about one object.

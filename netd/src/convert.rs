@@ -6,7 +6,7 @@ pub use port::{new_port, port, port_change, port_key};
 
 use crate::{
     alloc,
-    model::{IfName, Mode, NetworkSpec, State},
+    model::{Event, EventKind, IfName, Mode, NetworkSpec, State},
     reconciler::{NetworkChange, NetworkView, NewNetwork},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -209,6 +209,23 @@ fn state(state: &State, deleting: bool) -> (wire::ObjectState, String) {
         _ if deleting => (wire::ObjectState::Deleting, String::new()),
         State::Pending => (wire::ObjectState::Pending, String::new()),
         State::Ready => (wire::ObjectState::Ready, String::new()),
+    }
+}
+
+/// An event for the wire.
+pub fn event(event: Event) -> wire::Event {
+    let kind = match event.kind {
+        EventKind::Repaired => wire::EventKind::Repaired,
+        EventKind::Drifted => wire::EventKind::Drifted,
+        EventKind::Degraded => wire::EventKind::Degraded,
+        EventKind::Recovered => wire::EventKind::Recovered,
+    };
+    wire::Event {
+        revision: event.revision,
+        time: time(event.time),
+        kind: kind.into(),
+        resource: event.resource,
+        message: event.message,
     }
 }
 

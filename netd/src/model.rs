@@ -1,7 +1,9 @@
 //! What netd thinks in: validated, and free of wire and kernel types.
 
+mod event;
 mod port;
 
+pub use event::{Event, EventKind};
 pub use port::{Port, PortKey, PortSpec, Rate, Reservation, port_resource};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};

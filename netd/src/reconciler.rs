@@ -10,6 +10,7 @@
 //! records at once and never wait. A change runs in its own task: a client that goes away does not cut it short.
 
 mod converge;
+mod events;
 mod network;
 mod port;
 #[cfg(test)]
@@ -17,9 +18,10 @@ mod test;
 
 use crate::{
     kernel::{Action, Kernel, Observed, Scope, Traffic},
-    model::{IfName, Network, Port, PortKey, Reservation, SavedSysctl, State},
+    model::{Event, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State},
     plan::Desired,
 };
+use events::{EVENT, Events};
 use shared::{
     fault::{Fault, Kind},
     name::Name,
@@ -33,6 +35,7 @@ use std::{
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::Instrument as _;
 
+pub use events::Watch;
 pub use network::{NetworkChange, NewNetwork};
 pub use port::{NewPort, PortChange};
 
@@ -55,6 +58,7 @@ impl<K> Clone for Reconciler<K> {
 struct Inner<K> {
     kernel: K,
     store: Store,
+    events: Events,
     /// Held for the whole of a change.
     writer: Mutex<Writer>,
     /// Written only by the holder of `writer`, never across an await.
@@ -111,7 +115,9 @@ impl<K: Kernel> Reconciler<K> {
         let ports = store.load::<Port>(PORT).await?;
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
         let reservations = store.load::<Reservation>(RESERVATION).await?;
-        let broken = [networks.broken, ports.broken, sysctls.broken, reservations.broken].concat();
+        let events = store.load::<Event>(EVENT).await?;
+        let broken =
+            [networks.broken, ports.broken, sysctls.broken, reservations.broken, events.broken].concat();
         let warnings = broken
             .iter()
             .map(|b| format!("the record `{}` cannot be read and is left alone: {}", b.id, b.why))
@@ -124,7 +130,8 @@ impl<K: Kernel> Reconciler<K> {
             saved: sysctls.records.into_iter().collect(),
         };
         let records = RwLock::new(Records { desired, states: BTreeMap::new(), warnings });
-        Ok(Self(Arc::new(Inner { kernel, store, writer: Mutex::default(), records })))
+        let events = Events::new(events.records.into_iter().map(|(_, event)| event).collect());
+        Ok(Self(Arc::new(Inner { kernel, store, events, writer: Mutex::default(), records })))
     }
 
     /// Runs a change to its end even if the caller goes away.

@@ -200,6 +200,9 @@ pub struct TapTraffic {
     pub seen: BTreeSet<IpAddr>,
 }
 
+/// Members that are named one by one in the words for a change.
+const MOST_MEMBERS: usize = 5;
+
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -300,7 +303,18 @@ impl Action {
             Self::AddRoute(name, route) => format!("`{name}` has no route to {}", route.destination),
             Self::DeleteRoute(name, route) => format!("`{name}` has a route to {}", route.destination),
             Self::ReplaceTables { .. } => "the rules are missing or were changed".to_owned(),
-            Self::ChangeElements { .. } => "members of the sets are missing or too many".to_owned(),
+            Self::ChangeElements { remove, add } => {
+                let words = [("has", remove), ("lacks", add)].map(|(verb, elements)| {
+                    let mut members = ruleset::describe(elements);
+                    let more = members.len().saturating_sub(MOST_MEMBERS);
+                    members.truncate(MOST_MEMBERS);
+                    let more = (more > 0).then(|| format!("and {more} more"));
+                    (!members.is_empty()).then(|| {
+                        format!("{verb} {}", members.into_iter().chain(more).collect::<Vec<_>>().join(", "))
+                    })
+                });
+                words.into_iter().flatten().collect::<Vec<_>>().join("; ")
+            }
             Self::RemoveTables => "the tables are there without need".to_owned(),
             Self::SetSysctl { key, .. } => format!("sysctl `{key}` has another value"),
         }

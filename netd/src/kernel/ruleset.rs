@@ -123,6 +123,13 @@ pub fn replace(instance: &str, elements: &Elements, traffic: &Traffic) -> String
     text + &sets::text(elements) + &traffic::text(traffic, elements)
 }
 
+/// The members that elements stand for, in words.
+#[must_use]
+pub fn describe(elements: &Elements) -> Vec<String> {
+    let keys = elements.0.iter().flat_map(|element| members(element).into_iter().map(|m| m.key()));
+    keys.map(|(set, member)| format!("`{member}` in {set}")).collect()
+}
+
 /// One transaction that removes and adds members.
 #[must_use]
 pub fn change(remove: &Elements, add: &Elements) -> Batch<'static> {

@@ -4,7 +4,7 @@
 use super::{Reconciler, not_converged};
 use crate::{
     kernel::{Action, Kernel, Observed, Scope},
-    model::{Network, Port, PortKey, State},
+    model::{EventKind, Network, Port, PortKey, State},
     plan::Desired,
 };
 use shared::{fault::Fault, name::Name};
@@ -21,6 +21,8 @@ const RESYNC: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_millis(20);
 /// Looks cost at most one part in this many of the time, however many notifications there are.
 const SHARE: u32 = 3;
+/// Changes that are told of one by one at a time.
+const MOST_CHANGES: usize = 20;
 /// How often rules are written at once while somebody else goes on changing them.
 const TRIES: u32 = 3;
 
@@ -56,9 +58,21 @@ impl<K: Kernel> Reconciler<K> {
             changed.notify_one();
             return Ok(());
         };
-        let Some(drift) = self.drift(&observed, digest.as_deref()) else { return Ok(()) };
-        tracing::warn!(drift, "something of ours was changed by somebody else; repairing it");
-        self.converge().await
+        let drift = self.drift(&observed, digest.as_deref());
+        if drift.is_empty() {
+            return Ok(());
+        }
+        for (resource, change) in &drift {
+            tracing::warn!(resource, change, "changed by somebody else; repairing it");
+        }
+        let repaired = self.converge().await;
+        for (resource, change) in drift {
+            // The state of one that could not be repaired says why.
+            let degraded = matches!(self.read().states.get(&resource), Some(State::Degraded(_)));
+            let kind = if repaired.is_ok() && !degraded { EventKind::Repaired } else { EventKind::Drifted };
+            self.tell(kind, &resource, change);
+        }
+        repaired
     }
 
     /// Number of changes and digest of the rules; `None` while a change is under way.
@@ -67,22 +81,32 @@ impl<K: Kernel> Reconciler<K> {
         Some((writer.changes, writer.digest.clone()))
     }
 
-    /// What the kernel lacks, in words; `None` if nothing. An object that is degraded already waits for the resync.
-    fn drift(&self, observed: &Observed, digest: Option<&str>) -> Option<String> {
+    /// Resource and words for what others changed. An object that is degraded already waits for the resync.
+    fn drift(&self, observed: &Observed, digest: Option<&str>) -> Vec<(String, String)> {
         let records = self.read();
         let desired = &records.desired;
         let ready = |resource: &String| records.states.get(resource) == Some(&State::Ready);
         let networks = desired.networks.values().map(|n| (n.resource(), desired.plan_network(n, observed)));
         let ports = desired.ports.values().map(|p| (p.resource(), desired.plan_port(p, observed)));
         let rules = desired.plan_tables(observed, digest);
-        networks
+        let plans = networks
             .chain(ports)
             .filter(|(resource, _)| ready(resource))
-            .chain(std::iter::once(("the packet rules".to_owned(), rules)))
-            .find_map(|(resource, plan)| match plan {
-                Ok(actions) => actions.first().map(|action| format!("{resource}: {}", action.what())),
-                Err(fault) => Some(format!("{resource}: {fault}")),
+            .chain(std::iter::once((String::new(), rules)));
+        let mut drift: Vec<_> = plans
+            .flat_map(|(resource, plan)| {
+                let words = match plan {
+                    Ok(actions) => actions.iter().map(Action::what).collect(),
+                    Err(fault) => vec![fault.chain()],
+                };
+                words.into_iter().map(move |change| (resource.clone(), change))
             })
+            .collect();
+        if let Some(more) = drift.len().checked_sub(MOST_CHANGES).filter(|more| *more > 0) {
+            drift.truncate(MOST_CHANGES);
+            drift.push((String::new(), format!("and {more} more changes of that moment")));
+        }
+        drift
     }
 
     /// Brings the kernel to the records. One object's failure is in its state and does not stop the others.
@@ -149,7 +173,9 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
+    /// Sets the state of an object, and tells of it where it gets worse or better.
     pub(super) fn publish(&self, resource: String, result: Result<(), Fault>) {
+        let before = self.read().states.get(&resource).cloned();
         let state = match result {
             Ok(()) => State::Ready,
             Err(fault) => {
@@ -157,6 +183,14 @@ impl<K: Kernel> Reconciler<K> {
                 State::Degraded(fault.chain())
             }
         };
+        match (&before, &state) {
+            (Some(before), after) if before == after => {}
+            (_, State::Degraded(error)) => self.tell(EventKind::Degraded, &resource, error.clone()),
+            (Some(State::Degraded(error)), State::Ready) => {
+                self.tell(EventKind::Recovered, &resource, format!("no longer so: {error}"));
+            }
+            _ => {}
+        }
         self.set_state(resource, state);
     }
 

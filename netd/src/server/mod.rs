@@ -1,14 +1,16 @@
 //! The gRPC services. Wire types end here.
 
 mod capture;
+mod event;
 mod host;
 mod network;
 mod port;
 
 use crate::{kernel::Kernel, reconciler::Reconciler};
 use proto::netd::v1::{
-    capture_service_server::CaptureServiceServer, host_service_server::HostServiceServer,
-    network_service_server::NetworkServiceServer, port_service_server::PortServiceServer,
+    capture_service_server::CaptureServiceServer, event_service_server::EventServiceServer,
+    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
+    port_service_server::PortServiceServer,
 };
 use shared::fault::{Fault, Kind};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +24,8 @@ const PAGE: usize = 1000;
 pub fn routes<K: Kernel>(reconciler: Reconciler<K>, stop: CancellationToken) -> Routes {
     Routes::new(NetworkServiceServer::new(network::Service(reconciler.clone())))
         .add_service(PortServiceServer::new(port::Service(reconciler.clone())))
-        .add_service(CaptureServiceServer::new(capture::Service::new(reconciler.clone(), stop)))
+        .add_service(CaptureServiceServer::new(capture::Service::new(reconciler.clone(), stop.clone())))
+        .add_service(EventServiceServer::new(event::Service::new(reconciler.clone(), stop)))
         .add_service(HostServiceServer::new(host::Service(reconciler)))
 }
 
