@@ -1,8 +1,10 @@
 //! What goes to standard output, in the format asked for.
 
+pub mod address;
 pub mod event;
 pub mod host;
 pub mod network;
+pub mod nic;
 pub mod port;
 pub mod text;
 pub mod time;

@@ -71,19 +71,23 @@ Examples:
         #[arg(short, long)]
         follow: bool,
     },
-    /// Waits until a machine is running or stopped
+    /// Waits until a machine is running or stopped, or has an address
     ///
     /// Returns at once if it already is. A machine that fails while it is waited for ends the wait with exit code 1,
     /// the end of the time with exit code 4.
+    ///
+    /// `ip`: until it is running and uses an address, and prints its addresses. The guest needs no agent: netd sees
+    /// what it announces on a network of any mode, or has given it the address. Link-local ones do not count.
     #[command(after_help = "\
 Examples:
   kvmctl vm wait web --for running
+  kvmctl vm wait web --for ip -o name | head -n 1
   kvmctl vm wait web --for stopped --timeout 10m")]
     Wait {
         /// Which machine.
         #[command(flatten)]
         vm: VmName,
-        /// The state to wait for
+        /// What to wait for
         #[arg(long = "for", value_enum, value_name = "STATE")]
         goal: Goal,
         /// How long at most: 500ms, 60s, 10m, 1h
@@ -182,4 +186,7 @@ pub enum Goal {
     /// The guest has ended.
     #[value(help = None)]
     Stopped,
+    /// The guest runs and uses an address.
+    #[value(help = None)]
+    Ip,
 }

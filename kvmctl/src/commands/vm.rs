@@ -1,25 +1,22 @@
 //! `kvmctl vm`, except the console.
 
+mod addresses;
+mod wait;
+
 use super::{console, resource};
 use crate::{
     cli::{CreateVm, Goal, VmCommand, VmName, VncChoice},
     client::{Clients, DEADLINE, MARGIN, within},
     output::{Printer, Stop, vm::Vm},
 };
-use proto::vmd::v1::{self as wire, VmState, VncListen};
-use shared::{
-    fault::{Fault, Kind},
-    name::Name,
-};
+use proto::vmd::v1::{self as wire, VncListen};
+use shared::{fault::Fault, name::Name};
 use std::time::Duration;
-use tonic::Request;
 
 /// What a start may take: vmd's own limit is not told, so the default time-out of a stop stands for it.
 const START: Duration = Duration::from_secs(60).saturating_add(MARGIN);
 /// What a forced stop may take.
 const FORCED_STOP: Duration = MARGIN;
-/// Pause before a lost watch is taken up again; vmd needs about this long to start.
-const RECONNECT: Duration = Duration::from_millis(250);
 
 /// Carries out a command on machines.
 ///
@@ -70,15 +67,23 @@ pub async fn run(command: VmCommand, clients: &Clients, printer: &mut Printer<'_
         VmCommand::List => printer.list(&all(clients).await?),
         VmCommand::Show(VmName { name }) => {
             let request = within(DEADLINE, wire::GetVmRequest { name: resource::vm(&name) });
-            let vm = clients.vmd.call(DEADLINE, clients.vms()?.get_vm(request)).await?;
-            printer.show(&Vm::from(vm))
+            let mut vm = clients.vmd.call(DEADLINE, clients.vms()?.get_vm(request)).await?.into();
+            addresses::add(&mut vm, clients).await;
+            printer.show(&vm)
         }
         VmCommand::Console(VmName { name }) => console::attach(&name, clients, printer).await,
         VmCommand::Log { vm, follow } => console::log(&vm.name, follow, clients, printer).await,
-        VmCommand::Wait { vm, goal, timeout } => {
-            let (found, done) = wait(&vm.name, goal, timeout, clients).await?;
-            printer.changed("vm", done, &found)
-        }
+        VmCommand::Wait { vm, goal, timeout } => match goal {
+            Goal::Running => {
+                let found = wait::running(&vm.name, timeout, clients).await?;
+                printer.changed("vm", "is running", &found)
+            }
+            Goal::Stopped => {
+                let found = wait::stopped(&vm.name, timeout, clients).await?;
+                printer.changed("vm", "is stopped", &found)
+            }
+            Goal::Ip => printer.list(&wait::addresses(&vm.name, timeout, clients).await?),
+        },
     }
 }
 
@@ -142,118 +147,4 @@ async fn stop(name: &Name, timeout: Duration, force: bool, clients: &Clients) ->
     let request = wire::StopVmRequest { name: resource::vm(name), timeout: Some(timeout), force };
     let call = within(deadline, request);
     Ok(clients.vmd.call(deadline, clients.vms()?.stop_vm(call)).await?.into())
-}
-
-/// Whether a state ends the wait.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Reached,
-    Failed,
-    NotYet,
-}
-
-/// FAILED ends both waits: it is not what was hoped for, and it does not change by itself.
-fn verdict(goal: Goal, state: VmState) -> Verdict {
-    match (goal, state) {
-        (Goal::Running, VmState::Running) | (Goal::Stopped, VmState::Stopped) => Verdict::Reached,
-        (_, VmState::Failed) => Verdict::Failed,
-        (
-            _,
-            VmState::Unspecified
-            | VmState::Stopped
-            | VmState::Starting
-            | VmState::Running
-            | VmState::Paused
-            | VmState::Stopping,
-        ) => Verdict::NotYet,
-    }
-}
-
-async fn wait(
-    name: &Name,
-    goal: Goal,
-    timeout: Duration,
-    clients: &Clients,
-) -> Result<(Vm, &'static str), Fault> {
-    let (word, done) = match goal {
-        Goal::Running => ("running", "is running"),
-        Goal::Stopped => ("stopped", "is stopped"),
-    };
-    let mut last = None;
-    let vm = tokio::time::timeout(timeout, watch(name, goal, clients, &mut last)).await.map_err(|_| {
-        let state = last.map_or_else(String::new, |state| format!(", it is {state}"));
-        let text = format!("vm `{name}` was not {word} within {}{state}", seconds(timeout));
-        Fault::new(Kind::DeadlineExceeded, "WAIT_TIMED_OUT", text)
-            .hint(format!("`kvmctl vm show {name}` and `kvmctl vm log {name}` tell more"))
-    })??;
-    Ok((vm, done))
-}
-
-/// Watches until the goal is reached. A watch that vmd's restart cuts is taken up again: what counts is the state,
-/// not the change. Only a vmd that is not there in the beginning ends it.
-async fn watch(name: &Name, goal: Goal, clients: &Clients, last: &mut Option<String>) -> Result<Vm, Fault> {
-    loop {
-        let lost = match watch_once(name, goal, clients, last).await {
-            Ok(Some(vm)) => return Ok(vm),
-            Ok(None) => None,
-            Err(fault) if fault.kind() == Kind::Unavailable => Some(fault),
-            Err(fault) => return Err(fault),
-        };
-        if let (Some(fault), None) = (lost, &last) {
-            return Err(fault);
-        }
-        tokio::time::sleep(RECONNECT).await;
-    }
-}
-
-/// One stream's worth of watching; `None` if it ended before the goal.
-async fn watch_once(
-    name: &Name,
-    goal: Goal,
-    clients: &Clients,
-    last: &mut Option<String>,
-) -> Result<Option<Vm>, Fault> {
-    let request = Request::new(wire::WatchVmRequest { name: resource::vm(name) });
-    let mut stream = clients.vmd.call(DEADLINE, clients.vms()?.watch_vm(request)).await?;
-    while let Some(vm) = stream.message().await.map_err(|status| clients.vmd.fault(status))? {
-        let state = vm.status.as_ref().map_or(VmState::Unspecified, wire::VmStatus::state);
-        let vm = Vm::from(vm);
-        match verdict(goal, state) {
-            Verdict::Reached => return Ok(Some(vm)),
-            Verdict::Failed => return Err(failed(name, &vm)),
-            Verdict::NotYet => *last = Some(vm.status.state),
-        }
-    }
-    Ok(None)
-}
-
-fn failed(name: &Name, vm: &Vm) -> Fault {
-    let fault = Fault::new(Kind::FailedPrecondition, "VM_FAILED", format!("vm `{name}` failed"));
-    [&vm.status.error, &vm.status.exit_reason]
-        .into_iter()
-        .flatten()
-        .fold(fault, |fault, why| fault.cause(&std::io::Error::other(why.clone())))
-        .hint(format!("`kvmctl vm log {name}` shows what the guest said last"))
-}
-
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs_f64())
-}
-
-#[cfg(test)]
-mod test {
-    use super::*;
-
-    #[test]
-    fn only_the_goal_and_a_failure_end_a_wait() {
-        assert_eq!(verdict(Goal::Running, VmState::Running), Verdict::Reached);
-        assert_eq!(verdict(Goal::Stopped, VmState::Stopped), Verdict::Reached);
-        for goal in [Goal::Running, Goal::Stopped] {
-            assert_eq!(verdict(goal, VmState::Failed), Verdict::Failed);
-            for state in [VmState::Starting, VmState::Paused, VmState::Stopping, VmState::Unspecified] {
-                assert_eq!(verdict(goal, state), Verdict::NotYet, "{state:?}");
-            }
-        }
-        assert_eq!(verdict(Goal::Running, VmState::Stopped), Verdict::NotYet);
-    }
 }

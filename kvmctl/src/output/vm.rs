@@ -1,15 +1,15 @@
 //! Machines as they are printed.
 
 use super::{
-    Object, last_part, set,
+    Object, last_part,
+    nic::{Nic, NicStatus},
+    set,
     text::{Sheet, count, or_dash},
     time::rfc3339,
     word,
 };
 use crate::parse::size_text;
-use proto::vmd::v1::{
-    self as wire, Accelerator, DiskBus, DiskCache, DiskMedia, NicModel, VmState, VncListen,
-};
+use proto::vmd::v1::{self as wire, Accelerator, DiskBus, DiskCache, DiskMedia, VmState, VncListen};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -81,17 +81,6 @@ pub struct KernelBoot {
     pub cmdline: Option<String>,
 }
 
-/// A network card.
-#[derive(Clone, Debug, Serialize)]
-pub struct Nic {
-    /// Bare name of the network.
-    pub network: String,
-    /// Null: derived from the names.
-    pub mac: Option<String>,
-    /// virtio, e1000 or e1000e.
-    pub model: String,
-}
-
 /// A display.
 #[derive(Clone, Debug, Serialize)]
 pub struct Vnc {
@@ -132,17 +121,6 @@ pub struct VmStatus {
     pub qemu_version: Option<String>,
 }
 
-/// A network card as it is.
-#[derive(Clone, Debug, Serialize)]
-pub struct NicStatus {
-    /// `networks/NETWORK/ports/NAME` of netd.
-    pub port: Option<String>,
-    /// In force.
-    pub mac: Option<String>,
-    /// The tap; null when not running.
-    pub interface: Option<String>,
-}
-
 /// An accelerator as a word; `None` where there is none.
 pub(super) fn accelerator(value: i32) -> Option<String> {
     let name = Accelerator::try_from(value).ok().map(|a| a.as_str_name());
@@ -161,17 +139,6 @@ impl From<wire::Disk> for Disk {
             cache: word(cache, "DISK_CACHE_", "writeback"),
             read_only: disk.read_only || disk.media == i32::from(DiskMedia::Cdrom),
             media: word(media, "DISK_MEDIA_", "disk"),
-        }
-    }
-}
-
-impl From<wire::Nic> for Nic {
-    fn from(nic: wire::Nic) -> Self {
-        let model = NicModel::try_from(nic.model).ok().map(|m| m.as_str_name());
-        Self {
-            network: last_part(&nic.network),
-            mac: set(nic.mac),
-            model: word(model, "NIC_MODEL_", "virtio"),
         }
     }
 }
@@ -207,15 +174,7 @@ impl From<wire::VmStatus> for VmStatus {
             start_time: rfc3339(status.start_time.as_ref()),
             accelerator: accelerator(status.accelerator),
             cpu_model: set(status.cpu_model),
-            nics: status
-                .nics
-                .into_iter()
-                .map(|nic| NicStatus {
-                    port: set(nic.port),
-                    mac: set(nic.mac),
-                    interface: set(nic.interface),
-                })
-                .collect(),
+            nics: status.nics.into_iter().map(Into::into).collect(),
             vnc_address: set(status.vnc_address),
             unresponsive: status.unresponsive,
             adopted: status.adopted,
@@ -250,16 +209,14 @@ impl Disk {
 }
 
 impl Vm {
-    fn nic_lines(&self) -> impl Iterator<Item = String> {
-        self.spec.nics.iter().enumerate().map(|(index, nic)| {
-            let status = self.status.nics.get(index);
-            let mac = status.and_then(|s| s.mac.as_ref()).or(nic.mac.as_ref());
-            let interface = status.and_then(|s| s.interface.as_ref()).map(|i| format!("interface {i}"));
-            let port = status.and_then(|s| s.port.as_ref()).map(|p| format!("port {}", last_part(p)));
-            let facts: Vec<_> =
-                [Some(nic.model.clone()), mac.cloned(), interface, port].into_iter().flatten().collect();
-            format!("{} ({})", nic.network, facts.join(", "))
-        })
+    /// Each network card, and what came of it once the machine was started.
+    fn nics(&self) -> impl Iterator<Item = (&Nic, Option<&NicStatus>)> {
+        self.spec.nics.iter().enumerate().map(|(index, nic)| (nic, self.status.nics.get(index)))
+    }
+
+    /// The addresses that are recorded for the machine, else those it asks for.
+    fn addresses(&self) -> Vec<&str> {
+        self.nics().flat_map(|(nic, status)| nic.known(status)).collect()
     }
 
     fn state_line(&self) -> String {
@@ -273,14 +230,14 @@ impl Vm {
 
 impl Object for Vm {
     const COLUMNS: &'static [&'static str] =
-        &["NAME", "STATE", "VCPUS", "MEMORY", "ACCEL", "PID", "NETWORKS"];
+        &["NAME", "STATE", "VCPUS", "MEMORY", "ACCEL", "PID", "NETWORKS", "ADDRESSES"];
 
     fn name(&self) -> &str {
         &self.name
     }
 
     fn row(&self) -> Vec<String> {
-        let networks: Vec<_> = self.spec.nics.iter().map(|nic| nic.network.as_str()).collect();
+        let networks: Vec<_> = self.spec.nics.iter().map(Nic::cell).collect();
         vec![
             self.name.clone(),
             self.status.state.clone(),
@@ -289,6 +246,7 @@ impl Object for Vm {
             or_dash(self.status.accelerator.as_deref()),
             or_dash(self.status.pid.map(|pid| pid.to_string()).as_deref()),
             or_dash(set(networks.join(",")).as_deref()),
+            or_dash(set(self.addresses().join(",")).as_deref()),
         ]
     }
 
@@ -316,7 +274,8 @@ impl Object for Vm {
             .line("UID", &self.uid)
             .maybe("Created", self.create_time.as_deref())
             .items("Disks", spec.disks.iter().map(Disk::line))
-            .items("NICs", self.nic_lines())
+            .items("NICs", self.nics().map(|(nic, status)| nic.line(status)))
+            .items("Addresses", self.nics().flat_map(|(nic, status)| nic.address_lines(status)))
             .items("Labels", self.labels.iter().map(|(key, value)| format!("{key}={value}")))
             .items("Warnings", status.warnings.clone())
             .render()
@@ -329,6 +288,8 @@ impl Object for Vm {
             Some(size_text(spec.memory_bytes)),
             status.accelerator.clone(),
             status.pid.map(|pid| format!("pid {pid}")),
+            set(self.addresses().join(", ")),
+            set(self.spec.nics.iter().filter_map(Nic::open).collect::<Vec<_>>().join(", ")),
             (status.state == "stopped").then(|| status.exit_reason.clone()).flatten(),
         ]
         .into_iter()
@@ -366,7 +327,12 @@ mod test {
                 ],
                 nics: vec![
                     wire::Nic { network: "networks/lan".into(), ..Default::default() },
-                    wire::Nic { network: "networks/wan".into(), ..Default::default() },
+                    wire::Nic {
+                        network: "networks/wan".into(),
+                        ipv4_address: "10.1.0.2".into(),
+                        filter: wire::NicFilter::Off.into(),
+                        ..Default::default()
+                    },
                 ],
                 vnc: Some(wire::Vnc::default()),
                 ..Default::default()
@@ -380,7 +346,8 @@ mod test {
                     port: "networks/lan/ports/web-0".into(),
                     mac: "52:54:00:00:00:01".into(),
                     interface: "kvt-web-0".into(),
-                    ..Default::default()
+                    ipv4_address: "10.0.0.2".into(),
+                    ipv6_address: "fd00::2".into(),
                 }],
                 vnc_address: "unix:/run/v.sock".into(),
                 unresponsive: true,
@@ -410,7 +377,11 @@ mod test {
           - /d/seed.iso (raw, virtio, writeback, cdrom, read-only)
         NICs:
           - lan (virtio, 52:54:00:00:00:01, interface kvt-web-0, port web-0)
-          - wan (virtio)
+          - wan (virtio, filter off)
+        Addresses:
+          - 10.0.0.2 on lan (static)
+          - fd00::2 on lan (static)
+          - 10.1.0.2 on wan (static)
         Labels:
           - tier=front
         Warnings:
@@ -420,8 +391,23 @@ mod test {
 
     #[test]
     fn a_row_and_a_summary_are_short() {
-        assert_eq!(web().row(), ["web", "running", "2", "1536M", "tcg", "4711", "lan,wan"]);
-        assert_eq!(web().summary(), "2 vCPUs, 1536M, tcg, pid 4711");
+        assert_eq!(
+            web().row(),
+            [
+                "web",
+                "running",
+                "2",
+                "1536M",
+                "tcg",
+                "4711",
+                "lan,wan[filter=off]",
+                "10.0.0.2,fd00::2,10.1.0.2"
+            ]
+        );
+        assert_eq!(
+            web().summary(),
+            "2 vCPUs, 1536M, tcg, pid 4711, 10.0.0.2, fd00::2, 10.1.0.2, no filter on wan"
+        );
     }
 
     #[test]

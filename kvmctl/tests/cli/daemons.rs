@@ -117,6 +117,60 @@ fn a_wait_for_nothing_is_refused() {
 }
 
 #[test]
+fn a_wait_for_an_address_ends_when_the_guest_uses_one_and_prints_it_in_every_format() {
+    let wait = |format: &str| Fake::start().run(&format!("vm wait late --for ip -o {format}"));
+    assert_snapshot!(wait("table").out, @r"
+    ADDRESS   NETWORK  PORT    EVIDENCE
+    10.0.0.2  lan      late-0  static,observed
+    ");
+    assert_eq!(wait("name").out, "10.0.0.2\n");
+    let expected = serde_json::json!([{
+        "address": "10.0.0.2", "network": "lan", "port": "late-0", "evidence": ["static", "observed"],
+    }]);
+    let json: serde_json::Value = serde_json::from_str(&wait("json").out).unwrap();
+    assert_eq!(json, expected);
+    let yaml: serde_json::Value = serde_saphyr::from_str(&wait("yaml").out).unwrap();
+    assert_eq!(yaml, expected);
+}
+
+#[test]
+fn neither_a_recorded_nor_a_link_local_address_ends_the_wait() {
+    for name in ["silent", "absent"] {
+        let ran = Fake::start().run(&format!("vm wait {name} --for ip --timeout 1s"));
+        assert_eq!((ran.code, ran.out.as_str()), (Some(4), ""));
+        let text = format!("error: vm `{name}` used no address within 1 s, it is running\n");
+        assert!(ran.err.starts_with(&text), "{}", ran.err);
+    }
+}
+
+#[test]
+fn what_can_never_have_an_address_is_not_waited_for() {
+    let ran = Fake::start().run("vm wait dies --for ip --timeout 1h");
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.starts_with("error: vm `dies` failed\n"), "{}", ran.err);
+    let ran = Fake::start().run("vm wait up --for ip --timeout 1h");
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("has no network card"), "{}", ran.err);
+    let ran = Fake::start().run("vm wait late --for ip --timeout 1h --netd unix:///nonexistent/netd.sock");
+    assert_eq!(ran.code, Some(3));
+}
+
+#[test]
+fn a_machine_is_shown_with_what_netd_knows_and_without_netd_all_the_same() {
+    let fake = Fake::start();
+    let show = |more: &str| {
+        let ran = fake.run(&format!("vm show silent -o json {more}"));
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+        serde_json::from_str::<serde_json::Value>(&ran.out).unwrap()["status"]["nics"][0].clone()
+    };
+    let nic = show("");
+    assert_eq!(nic["addresses"][1], serde_json::json!({"address": "fe80::1", "evidence": ["observed"]}));
+    let nic = show("--netd unix:///nonexistent/netd.sock");
+    assert_eq!(nic["ipv4_address"], "10.0.0.2");
+    assert!(nic["addresses"].is_null());
+}
+
+#[test]
 fn a_console_over_a_pipe_shows_history_and_sends_the_input() {
     let fake = Fake::start();
     let mut child = fake

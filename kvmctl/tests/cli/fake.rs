@@ -40,6 +40,7 @@ impl Fake {
         };
         let server = Server::builder()
             .add_service(netd::network_service_server::NetworkServiceServer::new(Networks::default()))
+            .add_service(netd::port_service_server::PortServiceServer::new(Ports::default()))
             .add_service(netd::host_service_server::HostServiceServer::new(NetdHost))
             .add_service(vmd::vm_service_server::VmServiceServer::new(Vms::default()))
             .serve_with_incoming(UnixListenerStream::new(listener));
@@ -149,6 +150,44 @@ impl netd::network_service_server::NetworkService for Networks {
     }
 }
 
+/// Ports of machines, whose guests take their time.
+#[derive(Default)]
+struct Ports {
+    looks: AtomicUsize,
+}
+
+#[tonic::async_trait]
+impl netd::port_service_server::PortService for Ports {
+    async fn get_port(&self, request: Request<netd::GetPortRequest>) -> Reply<netd::Port> {
+        use netd::AddressEvidence::{Observed, Static};
+        let name = request.into_inner().name;
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+        if name.ends_with("/absent-0") {
+            return Err(Fault::new(Kind::NotFound, "PORT_NOT_FOUND", "there is no such port").into());
+        }
+        let mut own = vec![Static.into()];
+        if name.ends_with("/late-0") && looks >= 2 {
+            own.push(Observed.into());
+        }
+        let address = |address: &str, evidence| netd::PortAddress { address: address.into(), evidence };
+        let addresses = vec![address("10.0.0.2", own), address("fe80::1", vec![Observed.into()])];
+        let status = netd::PortStatus { addresses, ..Default::default() };
+        Ok(Response::new(netd::Port { name, status: Some(status), ..Default::default() }))
+    }
+    async fn list_ports(&self, _: Request<netd::ListPortsRequest>) -> Reply<netd::ListPortsResponse> {
+        unused()
+    }
+    async fn create_port(&self, _: Request<netd::CreatePortRequest>) -> Reply<netd::Port> {
+        unused()
+    }
+    async fn update_port(&self, _: Request<netd::UpdatePortRequest>) -> Reply<netd::Port> {
+        unused()
+    }
+    async fn delete_port(&self, _: Request<netd::DeletePortRequest>) -> Reply<netd::DeletePortResponse> {
+        unused()
+    }
+}
+
 struct NetdHost;
 
 #[tonic::async_trait]
@@ -166,10 +205,29 @@ struct Vms {
 
 fn vm(name: &str, state: vmd::VmState) -> vmd::Vm {
     let error = if state == vmd::VmState::Failed { "cannot open disk `/a.img`" } else { "" };
+    let plugged = ["vms/late", "vms/silent", "vms/absent", "vms/dies"].contains(&name);
+    let short = name.trim_start_matches("vms/");
+    let nic = vmd::NicStatus {
+        port: format!("networks/lan/ports/{short}-0"),
+        interface: "kvp0".into(),
+        ipv4_address: "10.0.0.2".into(),
+        ..Default::default()
+    };
+    let wanted = vmd::Nic { network: "networks/lan".into(), ..Default::default() };
     vmd::Vm {
         name: name.into(),
-        spec: Some(vmd::VmSpec { vcpus: 1, memory_bytes: 512 << 20, ..Default::default() }),
-        status: Some(vmd::VmStatus { state: state.into(), error: error.into(), ..Default::default() }),
+        spec: Some(vmd::VmSpec {
+            vcpus: 1,
+            memory_bytes: 512 << 20,
+            nics: if plugged { vec![wanted] } else { vec![] },
+            ..Default::default()
+        }),
+        status: Some(vmd::VmStatus {
+            state: state.into(),
+            error: error.into(),
+            nics: if plugged { vec![nic] } else { vec![] },
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }
@@ -189,7 +247,9 @@ impl vmd::vm_service_server::VmService for Vms {
         let name = request.into_inner().name;
         let first = self.watches.fetch_add(1, Ordering::Relaxed) == 0;
         let (states, goes_on) = match name.as_str() {
-            "vms/up" => (vec![Running], true),
+            "vms/up" | "vms/late" | "vms/silent" | "vms/absent" => (vec![Running], true),
+            "vms/dies" if first => (vec![Starting, Running], true),
+            "vms/dies" => (vec![Running, Failed], true),
             "vms/down" => (vec![Stopped], true),
             "vms/slow" => (vec![Starting], true),
             "vms/broken" => (vec![Starting, Failed], true),
@@ -257,8 +317,8 @@ impl vmd::vm_service_server::VmService for Vms {
         vm.status = Some(vmd::VmStatus { state: vmd::VmState::Stopped.into(), ..Default::default() });
         Ok(Response::new(vm))
     }
-    async fn get_vm(&self, _: Request<vmd::GetVmRequest>) -> Reply<vmd::Vm> {
-        unused()
+    async fn get_vm(&self, request: Request<vmd::GetVmRequest>) -> Reply<vmd::Vm> {
+        Ok(Response::new(vm(&request.into_inner().name, vmd::VmState::Running)))
     }
     async fn list_vms(&self, _: Request<vmd::ListVmsRequest>) -> Reply<vmd::ListVmsResponse> {
         unused()

@@ -31,7 +31,9 @@ fn wrong_usage_is_code_2_and_says_why() {
         ("vm create web --vnc=sdl", "unix, tcp"),
         ("vm stop web --timeout 30", "write 30s"),
         ("vm wait web", "--for"),
-        ("vm wait web --for paused", "running, stopped"),
+        ("vm wait web --for paused", "running, stopped, ip"),
+        ("vm create web --network lan,ip=10.0.0.2/24", "without a prefix length"),
+        ("vm create web --network lan,rate-in=0", "a rate of zero"),
     ] {
         let ran = run(arguments);
         assert_eq!(ran.code, Some(2), "{arguments}: {}", ran.err);
