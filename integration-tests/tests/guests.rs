@@ -97,7 +97,92 @@ fn guests_outlive_both_daemons_and_lose_no_ping() {
         let numbers: Vec<u32> = summary.split(' ').filter_map(|word| word.parse().ok()).collect();
         assert!(numbers[0] >= 4 && numbers[0] - numbers[1] <= 1, "{to}: {summary}");
     }
-    assert_eq!(vm(&host, "a")["status"]["adopted"], true);
+    let status = &vm(&host, "a")["status"];
+    assert_eq!(status["adopted"], true);
+    assert_eq!(status["nics"][0]["ipv4_address"], "10.60.0.11");
+    assert_eq!(status["nics"][0]["ipv6_address"], "fd00:60::11");
+}
+
+#[test]
+fn an_address_is_waited_for_without_an_agent_in_the_guest() {
+    let host = TestHost::with_vmd();
+    host.ok("network create home --mode nat --ipv4 10.60.0.1/24 --ipv6 fd00:60::1/64");
+    boot(
+        &host,
+        "nat",
+        "home,ip=10.60.0.11,ip=fd00:60::11,extra-ip=10.60.0.80",
+        "kv.ip=eth0:10.60.0.11/24 kv.ip=eth0:fd00:60::11/64 kv.gw=eth0:10.60.0.1",
+    );
+    let mut console = ready(&host, "nat");
+    // Recorded is not used: the guest has said nothing yet.
+    let recorded = &vm(&host, "nat")["status"]["nics"][0];
+    assert_eq!(recorded["ipv4_address"], "10.60.0.11");
+    let wait = ["vm", "wait", "nat", "--for", "ip", "-o", "name", "--timeout"];
+    let early = host.kvmctl(&[&wait[..], &["500ms"]].concat());
+    assert_eq!(early.code, 4, "{} {}", early.stdout, early.stderr);
+    let seen = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| host.kvmctl(&[&wait[..], &["20s"]].concat()));
+        console.ok("ping -c 1 10.60.0.1");
+        waiting.join().expect("wait")
+    });
+    assert_eq!((seen.code, seen.stdout.as_str()), (0, "10.60.0.11\n"), "{}", seen.stderr);
+    console.ok("ping -c 1 fd00:60::1");
+    wait::until("the IPv6 address, too", || {
+        let shown = vm(&host, "nat")["status"]["nics"][0]["addresses"].clone();
+        let with =
+            |address: &str| serde_json::json!({"address": address, "evidence": ["static", "observed"]});
+        let shown = shown.as_array().expect("addresses").clone();
+        [with("10.60.0.11"), with("fd00:60::11")].iter().all(|one| shown.contains(one)).then_some(())
+    });
+    assert!(host.ok("vm show nat").contains("- 10.60.0.80 on home (static)\n"));
+    assert!(host.ok("vm list").contains("10.60.0.11,fd00:60::11"));
+    drop(console);
+    // What it used before it was stopped does not count.
+    host.ok("vm stop nat --force");
+    host.ok("vm start nat");
+    let anew = host.kvmctl(&[&wait[..], &["500ms"]].concat());
+    assert_eq!(anew.code, 4, "{} {}", anew.stdout, anew.stderr);
+
+    // On somebody else's network, with an address that nobody but the guest knows.
+    host.ok("network create office --mode bridged --uplink up0");
+    boot(&host, "bridged", "office", "kv.ip=eth0:10.99.0.55/24");
+    drop(ready(&host, "bridged"));
+    assert!(vm(&host, "bridged")["status"]["nics"][0]["ipv4_address"].is_null());
+    host.lan.sh("ping -c 1 -W 5 10.99.0.55");
+    let seen = host.ok_json("vm wait bridged --for ip --timeout 20s");
+    let expected = serde_json::json!([{
+        "address": "10.99.0.55", "network": "office", "port": "bridged-0", "evidence": ["observed"],
+    }]);
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn a_port_that_was_changed_while_its_guest_ran_is_as_the_machine_says_at_the_next_start() {
+    let mut host = TestHost::with_vmd();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
+    boot(&host, "web", "n,ip=10.60.0.11,extra-ip=10.60.0.80,isolated,rate-out=50M", "");
+    let port = |host: &TestHost| host.ok_json("port show n web-0");
+    let made = port(&host);
+    assert_eq!((&made["spec"]["filter"], &made["spec"]["isolated"]), (&"on".into(), &true.into()));
+    assert_eq!(made["spec"]["extra_addresses"], serde_json::json!(["10.60.0.80"]));
+    assert_eq!(made["status"]["hostname"], "web");
+    // Live, and netd is away when the machine is stopped: the port stays, changed.
+    host.ok("port update n web-0 --filter off --no-extra-ip --isolated off --hostname other");
+    assert_eq!(port(&host)["spec"]["filter"], "off");
+    host.kill_netd();
+    host.ok("vm stop web --force");
+    host.start_netd();
+    host.ok("vm start web");
+    let anew = port(&host);
+    assert_ne!(anew["uid"], made["uid"]);
+    assert_eq!(anew["spec"], made["spec"]);
+    assert_eq!(anew["status"]["hostname"], "web");
+    assert_eq!(anew["status"]["ipv4_address"], "10.60.0.11");
+    // An open port shows wherever the machine does.
+    host.ok("vm create open --network n,filter=off");
+    for words in ["vm list", "vm show open"] {
+        assert!(host.ok(words).contains("filter"), "{words}");
+    }
 }
 
 #[test]
@@ -231,6 +316,20 @@ fn machines_that_cannot_be() {
     assert_eq!(refused.code, 1);
     assert!(refused.stderr.contains("disk.raw"), "{}", refused.stderr);
     assert_eq!(host.ok_json("port list"), serde_json::json!([]));
+    // What netd refuses, in netd's words, and nothing is left.
+    host.ok("network create sub --mode nat --ipv4 10.60.0.1/24");
+    for (options, words) in [
+        ("ip=10.61.0.5", "10.61.0.5 cannot be the guest's: it is outside the subnet 10.60.0.0/24"),
+        ("ip=10.60.0.1", "the network's own gateway address"),
+        ("extra-ip=10.60.0.255", "it stands for the subnet"),
+    ] {
+        host.ok(&format!("vm create astray --network sub,{options}"));
+        let refused = host.kvmctl(&["vm", "start", "astray"]);
+        assert_eq!(refused.code, 1);
+        assert!(refused.stderr.contains(words) && refused.stderr.contains("hint:"), "{}", refused.stderr);
+        assert_eq!(host.ok_json("port list"), serde_json::json!([]));
+        host.ok("vm delete astray");
+    }
     // No netd: said so at once.
     host.kill_netd();
     let refused = host.kvmctl(&["vm", "start", "taken"]);

@@ -458,7 +458,11 @@ impl Kernel for LinuxKernel {
             }
             Action::ReplaceTables { instance, elements } => {
                 let traffic = nft::traffic().await?;
-                nft::apply_text(&ruleset::replace(instance, elements, &traffic)).await
+                let kept = nft::apply_text(&ruleset::replace(instance, elements, &traffic)).await;
+                let Err(fault) = kept else { return Ok(()) };
+                // A tap that went meanwhile is no longer known to nft. The rules matter more than what was seen.
+                tracing::warn!(error = fault.chain(), "what guests' frames have left cannot be kept");
+                nft::apply_text(&ruleset::replace(instance, elements, &Traffic::default())).await
             }
             Action::ChangeElements { remove, add } => nft::apply(ruleset::change(remove, add)).await,
             Action::RemoveTables => nft::apply(ruleset::remove()).await,

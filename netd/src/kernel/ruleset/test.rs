@@ -121,6 +121,11 @@ fn nft(arguments: &[&str], input: &[u8]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
 }
 
+fn ip(arguments: &[&str]) {
+    let status = Command::new("ip").args(arguments).status().expect("this test needs ip");
+    assert!(status.success(), "ip {arguments:?}");
+}
+
 fn load(batch: Batch<'static>) {
     nft(&["-j", "-f", "-"], json_of(batch).to_string().as_bytes());
 }
@@ -300,7 +305,8 @@ fn a_table_without_our_mark_has_no_instance() {
 #[test]
 fn traffic_is_no_difference_and_goes_with_its_tap() {
     let tap = "kvp-web";
-    let (before, during, counted, kept, after) = in_own_netns(move || {
+    let (before, during, counted, kept, after, anew) = in_own_netns(move || {
+        ip(&["tuntap", "add", tap, "mode", "tap"]);
         load_all(&example());
         let before = read_both();
         let text = format!(
@@ -312,7 +318,10 @@ fn traffic_is_no_difference_and_goes_with_its_tap() {
         nft(&["-f", "-"], replace(INSTANCE, &example(), &counted).as_bytes());
         let kept = traffic(&list("bridge"));
         load(change(&Elements([Element::Tap(tap.parse().unwrap())].into()), &Elements::default()));
-        (before, during, counted, kept, traffic(&list("bridge")))
+        let after = traffic(&list("bridge"));
+        ip(&["link", "delete", tap]);
+        ip(&["tuntap", "add", tap, "mode", "tap"]);
+        (before, during, counted, kept, after, traffic(&list("bridge")))
     });
     assert_eq!(counted, kept, "new rules do not forget");
     assert_eq!(before.0.rules, during.0.rules);
@@ -321,6 +330,7 @@ fn traffic_is_no_difference_and_goes_with_its_tap() {
     assert_eq!(of_tap.seen, ["192.168.100.2".parse().unwrap()].into());
     assert_eq!(after.taps.len(), 1, "an address seen goes by itself, after its time");
     assert!(after.taps[&tap.parse().unwrap()].drops.is_empty());
+    assert_eq!(anew.taps, [].into(), "a tap of the same name has not been seen");
 }
 
 /// An element of a sort, out of what chance gave.

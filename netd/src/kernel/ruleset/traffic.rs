@@ -60,7 +60,12 @@ fn dropped(member: &Value) -> Option<(IfName, u64)> {
 
 fn seen(member: &Value) -> Option<(IfName, IpAddr)> {
     let parts = key(member).pointer("/concat")?.as_array()?;
-    Some((parts.first()?.as_str()?.parse().ok()?, parts.get(1)?.as_str()?.parse().ok()?))
+    let tap = parts.first()?.as_str()?;
+    // nft shows the name that belongs to an index, and the bare number of a tap that is gone.
+    if tap.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some((tap.parse().ok()?, parts.get(1)?.as_str()?.parse().ok()?))
 }
 
 #[cfg(test)]
