@@ -135,6 +135,9 @@ Examples:
     /// Shows one port
     Show(PortName),
     /// Changes a port while a guest is on it
+    ///
+    /// A machine's port is made anew whenever the machine starts, as its `--network` says: what is changed here holds
+    /// until the machine stops.
     #[command(after_help = "\
 Examples:
   kvmctl port update lan router --filter off

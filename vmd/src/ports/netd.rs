@@ -102,6 +102,13 @@ fn rate(rate: Rate) -> WireRate {
     WireRate { bits_per_second: rate.bits_per_second, burst_bytes: rate.burst_bytes }
 }
 
+fn refused(fault: Fault, port: &PortRequest) -> Fault {
+    let taken = fault.reason() == "HOSTNAME_TAKEN";
+    let fault = fault.context(format!("cannot create port `{}`", port.resource));
+    // The name is not one that somebody asked for.
+    if taken { fault.hint("a machine is known by its own name on its networks") } else { fault }
+}
+
 /// An address in netd's answer; empty is none.
 fn answered<T: FromStr>(text: &str, port: &str) -> Result<Option<T>, Fault> {
     if text.is_empty() {
@@ -130,7 +137,7 @@ impl Ports for NetdPorts {
         let made = self
             .bounded(client.create_port(request(CreatePortRequest { port: Some(wanted) })))
             .await
-            .map_err(|e| e.context(format!("cannot create port `{}`", port.resource)))?;
+            .map_err(|e| refused(e, port))?;
         let uid = made.uid;
         let status = made
             .status
