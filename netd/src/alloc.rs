@@ -323,6 +323,7 @@ fn take_over(uplink: &IfName, link: &Link) -> Result<Takeover, Fault> {
             return Err(unfit(uplink, "is a bridge").hint(format!("use it with --bridge {uplink}")));
         }
         LinkKind::Tap { .. } => return Err(unfit(uplink, "is a tap").hint("name a NIC")),
+        LinkKind::Ifb => return Err(unfit(uplink, "is an ifb").hint("name a NIC")),
         LinkKind::Nic => {}
     }
     refuse_ours(uplink, link)?;

@@ -2,6 +2,7 @@
 //!
 //! Removals come before additions, packet rules before links that go up. A plan that is empty means: converged.
 
+mod shape;
 mod sysctls;
 mod takeover;
 
@@ -265,22 +266,25 @@ impl Desired {
         let found = observed.links.get(&port.tap);
         if port.deleting {
             let ours = found.is_some_and(|link| self.owns(link));
-            return Ok(if ours { vec![Action::DeleteLink(port.tap.clone())] } else { Vec::new() });
+            let tap = ours.then(|| Action::DeleteLink(port.tap.clone()));
+            return Ok(tap.into_iter().chain(self.lower_ifb(port, observed)).collect());
         }
         let network = self.networks.get(&port.network).ok_or_else(|| {
             Fault::new(Kind::NotFound, "NETWORK_NOT_FOUND", format!("there is no network `{}`", port.network))
         })?;
         let spec = self.tap(port, network);
-        let Some(link) = found else { return Ok(vec![Action::CreateTap(spec)]) };
-        if !self.owns(link) {
+        if found.is_some_and(|link| !self.owns(link)) {
             return Err(in_the_way(&port.resource(), &port.tap));
         }
+        let mut actions = self.raise_ifb(port, observed)?;
         let whole = LinkKind::Tap { owner: Some(port.owner), persist: true };
         // A tap is made persistent last: one that is not was never finished.
-        if link.kind != whole {
-            return Ok(vec![Action::DeleteLink(port.tap.clone()), Action::CreateTap(spec)]);
-        }
-        let mut actions = Vec::new();
+        let Some(link) = found.filter(|link| link.kind == whole) else {
+            actions.extend(found.map(|_| Action::DeleteLink(port.tap.clone())));
+            actions.push(Action::CreateTap(spec));
+            actions.extend(self.lower_ifb(port, observed));
+            return Ok(actions);
+        };
         if link.alias != spec.alias {
             actions.push(Action::SetAlias(port.tap.clone(), spec.alias.clone()));
         }
@@ -290,6 +294,8 @@ impl Desired {
         if link.master.as_ref() != Some(&network.bridge) || link.port != Some(spec.flags) {
             actions.push(Action::RepairTap(spec));
         }
+        actions.extend(self.shape_tap(port, link, observed));
+        actions.extend(self.lower_ifb(port, observed));
         if !link.up {
             actions.push(Action::SetUp(port.tap.clone(), true));
         }
@@ -313,6 +319,8 @@ impl Desired {
                 isolated: port.spec.isolated,
                 reserved_groups: RESERVED_GROUPS,
             },
+            rate: port.spec.rate_in,
+            ifb: port.spec.rate_out.map(|_| port.ifb()),
         }
     }
 
@@ -320,7 +328,9 @@ impl Desired {
     #[must_use]
     pub fn strays(&self, observed: &Observed) -> Vec<IfName> {
         let bridges = self.networks.values().map(|n| &n.bridge);
-        let known: BTreeSet<&IfName> = bridges.chain(self.ports.values().map(|p| &p.tap)).collect();
+        let taps = self.ports.values().map(|p| &p.tap);
+        let ifbs: Vec<IfName> = self.ports.values().map(Port::ifb).collect();
+        let known: BTreeSet<&IfName> = bridges.chain(taps).chain(&ifbs).collect();
         observed
             .links
             .iter()

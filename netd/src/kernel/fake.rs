@@ -3,8 +3,8 @@
 //! Every call of the trait is a step, `observe` as well as `apply`. A script says at which step what goes wrong.
 
 use super::{
-    Action, BridgeProfile, Elements, Kernel, Link, LinkKind, Observed, PortFlags, Scope, Tables, TapSpec,
-    Traffic,
+    Action, BridgeProfile, Bucket, Elements, Kernel, Link, LinkKind, Observed, PortFlags, Scope, Tables,
+    TapSpec, Traffic,
 };
 use crate::{
     model::{Address, IfName, LINK_GROUP, Route},
@@ -147,6 +147,8 @@ impl FakeKernel {
         host.next_index = 0;
         for link in host.links.values_mut() {
             link.index = 0;
+            // Whether it leads somewhere is what compares.
+            link.redirect = link.redirect.map(|target| target.min(1));
             link.addresses.sort_by_key(|address| address.net);
         }
         host.routes.sort_by_key(|route| format!("{route:?}"));
@@ -285,6 +287,8 @@ impl Host {
             multipath: false,
             port: None,
             uppers: Vec::new(),
+            bucket: None,
+            redirect: None,
         };
         self.links.entry(name.clone()).or_insert(link)
     }
@@ -296,10 +300,13 @@ impl Host {
 
     fn observe(&self, scope: &Scope) -> Observed {
         match scope {
-            Scope::Links(names) => {
+            Scope::Links(names) | Scope::Port(names) => {
                 let links = names.iter().filter_map(|name| {
                     let mut link = self.links.get(name)?.clone();
                     link.addresses.clear();
+                    if matches!(scope, Scope::Links(_)) {
+                        (link.bucket, link.redirect) = (None, None);
+                    }
                     link.master = link.master.filter(|master| names.contains(master));
                     Some((name.clone(), link))
                 });
@@ -369,9 +376,25 @@ impl Host {
                 link.group = LINK_GROUP;
                 link.alias.clone_from(&spec.alias);
                 link.mtu = spec.mtu;
+                link.bucket = spec.rate.map(Bucket::of);
                 self.plug(spec, action)?;
+                if let Some(ifb) = &spec.ifb {
+                    self.redirect(&spec.name, ifb, action)?;
+                }
                 self.set_up(&spec.name, true, action)?;
             }
+            Action::CreateIfb { name, alias, rate } => {
+                self.absent(name, action)?;
+                let link = self.add_link(name, LinkKind::Ifb);
+                link.group = LINK_GROUP;
+                link.alias.clone_from(alias);
+                link.bucket = Some(Bucket::of(*rate));
+                self.set_up(name, true, action)?;
+            }
+            Action::SetRate(name, rate) => self.get(name, action)?.bucket = Some(Bucket::of(*rate)),
+            Action::ClearRate(name) => self.get(name, action)?.bucket = None,
+            Action::Redirect { tap, ifb } => self.redirect(tap, ifb, action)?,
+            Action::Unredirect(tap) => self.get(tap, action)?.redirect = None,
             Action::RepairTap(spec) => self.plug(spec, action)?,
             Action::DeleteLink(name) => self.delete_link(name),
             Action::SetAlias(name, alias) => self.get(name, action)?.alias.clone_from(alias),
@@ -427,6 +450,12 @@ impl Host {
         Ok(())
     }
 
+    fn redirect(&mut self, tap: &IfName, ifb: &IfName, action: &Action) -> Result<(), Fault> {
+        let target = self.get(ifb, action)?.index;
+        self.get(tap, action)?.redirect = Some(target);
+        Ok(())
+    }
+
     fn absent(&self, name: &IfName, action: &Action) -> Result<(), Fault> {
         if self.links.contains_key(name) { Err(refused("EEXIST", action)) } else { Ok(()) }
     }
@@ -441,7 +470,11 @@ impl Host {
 
     /// Addresses and routes go with the link, and its ports are free again.
     pub fn delete_link(&mut self, name: &IfName) {
-        self.links.remove(name);
+        let gone = self.links.remove(name).map(|link| link.index);
+        // A redirect stays, and leads nowhere.
+        for link in self.links.values_mut().filter(|link| link.redirect.is_some() && link.redirect == gone) {
+            link.redirect = Some(0);
+        }
         self.routes.retain(|(on, _)| on != name);
         self.sysctls.remove(&plan::accept_ra(name));
         for key in BridgeProfile::watched(name) {

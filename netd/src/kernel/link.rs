@@ -43,6 +43,8 @@ pub fn parse(message: &LinkMessage) -> Option<RawLink> {
         multipath: false,
         port: None,
         uppers: Vec::new(),
+        bucket: None,
+        redirect: None,
     };
     for attribute in &message.attributes {
         match attribute {
@@ -73,6 +75,15 @@ pub fn parse(message: &LinkMessage) -> Option<RawLink> {
     Some(RawLink { name, link, master, lower })
 }
 
+/// The kind of qdisc for what a link sends; empty if none is told.
+pub fn qdisc(message: &LinkMessage) -> &str {
+    let kind = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Qdisc(kind) => Some(kind.as_str()),
+        _ => None,
+    });
+    kind.unwrap_or_default()
+}
+
 fn kind(layer: LinkLayerType, info: &[LinkInfo], name: &IfName) -> LinkKind {
     if layer == LinkLayerType::Loopback {
         return LinkKind::Loopback;
@@ -81,6 +92,7 @@ fn kind(layer: LinkLayerType, info: &[LinkInfo], name: &IfName) -> LinkKind {
     match kind {
         Some(InfoKind::Bridge) => LinkKind::Bridge,
         Some(InfoKind::Tun) => tap(info),
+        Some(InfoKind::Ifb) => LinkKind::Ifb,
         // The kernel tells of wireless only in sysfs.
         None if Path::new("/sys/class/net").join(name.as_str()).join("phy80211").exists() => LinkKind::Wifi,
         _ => LinkKind::Nic,

@@ -1,11 +1,13 @@
 //! The real kernel, by rtnetlink, nft, /dev/net/tun and /proc/sys.
 
+mod shaping;
+
 use super::{
     Action, BridgeProfile, Kernel, Link, LinkKind, Observed, Scope, TapSpec, Traffic,
     link::{self, RawLink},
     nft,
     route::{address_message, is_local_route, multipath_links, parse_address, parse_routes, route_message},
-    ruleset, sysctl,
+    ruleset, shape, sysctl,
     tap::Tap,
 };
 use crate::{
@@ -105,6 +107,9 @@ impl LinuxKernel {
         let failed = |e| refused("cannot list the links", e);
         let messages: Vec<_> = self.netlink.link().get().execute().try_collect().await.map_err(failed)?;
         let mut links = link::resolve(messages.iter().filter_map(link::parse).collect());
+        shape::look_at_all(&self.netlink, &mut links)
+            .await
+            .map_err(|e| refused("cannot list the qdiscs", e))?;
         let mut by_index: BTreeMap<u32, &mut Link> =
             links.values_mut().map(|link| (link.index, link)).collect();
         let mut addresses = self.netlink.address().get().execute();
@@ -235,6 +240,12 @@ impl LinuxKernel {
             .alias(&spec.alias);
         self.set_link(name, marked, "mark tap").await?;
         self.plug(spec).await?;
+        if let Some(rate) = spec.rate {
+            self.set_rate(name, rate).await?;
+        }
+        if let Some(ifb) = &spec.ifb {
+            self.redirect(name, ifb).await?;
+        }
         tap.persist().map_err(|e| failed("keep", &e))?;
         self.set_link(name, LinkUnspec::new_with_index(index).up(), "bring up").await
     }
@@ -386,6 +397,9 @@ impl Kernel for LinuxKernel {
             Scope::Links(names) => {
                 Ok(Observed { links: self.some_links(names).await?, ..Observed::default() })
             }
+            Scope::Port(names) => {
+                Ok(Observed { links: self.shaped_links(names).await?, ..Observed::default() })
+            }
             Scope::All => {
                 let (host, tables) = tokio::join!(self.host(), nft::read());
                 Ok(Observed { tables: Some(tables?), ..host? })
@@ -409,6 +423,11 @@ impl Kernel for LinuxKernel {
             Action::SetProfile(name, profile) => set_profile(name, *profile),
             Action::CreateTap(spec) => self.create_tap(spec).await,
             Action::RepairTap(spec) => self.plug(spec).await,
+            Action::CreateIfb { .. }
+            | Action::SetRate(..)
+            | Action::ClearRate(_)
+            | Action::Redirect { .. }
+            | Action::Unredirect(_) => self.shape(action).await,
             Action::DeleteLink(name) => self.delete_link(name).await,
             Action::SetAlias(name, alias) => {
                 let index = self.index(name).await?;

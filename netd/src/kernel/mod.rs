@@ -5,17 +5,21 @@ pub mod bpf;
 pub mod fake;
 mod link;
 mod linux;
+#[cfg(test)]
+pub mod netns;
 pub mod nft;
 pub mod packet;
 mod route;
 mod ruleset;
+mod shape;
 mod sysctl;
 mod tap;
 pub mod watch;
 
 pub use linux::LinuxKernel;
+pub use shape::Bucket;
 
-use crate::model::{Address, IfName, Route};
+use crate::model::{Address, IfName, Rate, Route};
 use ipnet::{Ipv4Net, Ipv6Net};
 use shared::{fault::Fault, mac::Mac};
 use std::{
@@ -33,6 +37,8 @@ pub enum Scope {
     Host,
     /// These links only, no tables: the cost does not grow with the number of ports.
     Links(Vec<IfName>),
+    /// As `Links`, with what limits their bandwidth.
+    Port(Vec<IfName>),
 }
 
 /// What the kernel has.
@@ -78,6 +84,10 @@ pub struct Link {
     pub port: Option<PortFlags>,
     /// Names of links stacked on it other than as a bridge port (macvlan, VLAN, ...).
     pub uppers: Vec<IfName>,
+    /// Our token bucket for what it sends. Looked for on our own links only, and not in `Scope::Links`.
+    pub bucket: Option<Bucket>,
+    /// Number of the link that all it receives is led through, 0 if that one is gone. As `bucket`.
+    pub redirect: Option<u32>,
 }
 
 /// Sort of a link.
@@ -92,6 +102,8 @@ pub enum LinkKind {
         /// Outlives the descriptor.
         persist: bool,
     },
+    /// An intermediate device, which what another link receives is led through.
+    Ifb,
     /// The loopback device.
     Loopback,
     /// A wireless station.
@@ -226,6 +238,28 @@ pub enum Action {
     CreateTap(TapSpec),
     /// Sets flags and FDB entry of an existing tap again.
     RepairTap(TapSpec),
+    /// Makes an ifb, from created to up, with its rate.
+    CreateIfb {
+        /// Its name.
+        name: IfName,
+        /// Alias, which is the mark.
+        alias: String,
+        /// What it lets through.
+        rate: Rate,
+    },
+    /// Limits what a link sends, or changes its limit.
+    SetRate(IfName, Rate),
+    /// Ends the limit.
+    ClearRate(IfName),
+    /// Leads all that a tap receives through an ifb.
+    Redirect {
+        /// The tap.
+        tap: IfName,
+        /// The ifb.
+        ifb: IfName,
+    },
+    /// Ends that.
+    Unredirect(IfName),
     /// Removes a link.
     DeleteLink(IfName),
     /// Sets the alias.
@@ -291,6 +325,11 @@ impl Action {
             Self::RepairTap(spec) => {
                 format!("tap `{}` is not a guarded port of `{}`", spec.name, spec.bridge)
             }
+            Self::CreateIfb { name, .. } => format!("ifb `{name}` is missing"),
+            Self::SetRate(name, _) => format!("link `{name}` has another rate, or none"),
+            Self::ClearRate(name) => format!("link `{name}` has a rate"),
+            Self::Redirect { tap, ifb } => format!("what `{tap}` receives does not go through `{ifb}`"),
+            Self::Unredirect(tap) => format!("what `{tap}` receives goes through another link"),
             Self::DeleteLink(name) => format!("link `{name}` is not as it was made"),
             Self::SetAlias(name, _) => format!("link `{name}` has lost its mark"),
             Self::SetMtu(name, _) => format!("link `{name}` has another MTU"),
@@ -381,6 +420,10 @@ pub struct TapSpec {
     pub alias: String,
     /// Flags as a bridge port.
     pub flags: PortFlags,
+    /// Limit of what it sends, which is toward the guest.
+    pub rate: Option<Rate>,
+    /// The ifb that limits what it receives, which is from the guest.
+    pub ifb: Option<IfName>,
 }
 
 /// The kernel. The second implementation is a fake for tests.

@@ -1,4 +1,4 @@
-//! Hears that something changed: links, addresses, nft objects. What it was is for a fresh look to say.
+//! Hears that something changed: links, qdiscs, addresses, nft objects. What it was is for a fresh look to say.
 
 use rustix::{
     io::Errno,
@@ -14,6 +14,7 @@ use tokio::{io::unix::AsyncFd, sync::Notify};
 
 /// Multicast groups of rtnetlink (include/uapi/linux/rtnetlink.h).
 const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_TC: u32 = 4;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 /// Multicast group of nfnetlink (include/uapi/linux/netfilter/nfnetlink.h).
@@ -26,7 +27,7 @@ const NFNLGRP_NFTABLES: u32 = 7;
 pub fn start(changed: &Arc<Notify>) -> Result<(), Fault> {
     // NETLINK_ROUTE is protocol 0.
     let sources: [(Option<Protocol>, &[u32]); 2] = [
-        (None, &[RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR]),
+        (None, &[RTNLGRP_LINK, RTNLGRP_TC, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR]),
         (Some(netlink::NETFILTER), &[NFNLGRP_NFTABLES]),
     ];
     for (protocol, groups) in sources {

@@ -101,6 +101,15 @@ impl Port {
         port_resource(&self.network, &self.name)
     }
 
+    /// The ifb that what the guest sends is led through where that is limited: named as the tap, with another prefix.
+    ///
+    /// # Panics
+    /// Never: a tap's name has more than three bytes, all ASCII, and any three letters may be in their place.
+    #[must_use]
+    pub fn ifb(&self) -> IfName {
+        format!("kvi{}", &self.tap.as_str()[3..]).parse().expect("as long as the tap's name")
+    }
+
     /// The guest's name in DNS and DHCP.
     #[must_use]
     pub fn hostname(&self) -> &Name {

@@ -3,10 +3,10 @@
 use super::*;
 use crate::{
     kernel::{
-        Kernel as _, Scope,
+        Bucket, Kernel as _, Scope,
         fake::{FakeKernel, Host},
     },
-    model::{NetworkSpec, PortSpec, Takeover},
+    model::{NetworkSpec, PortSpec, Rate, Takeover},
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
@@ -196,6 +196,38 @@ fn drift_of_a_tap_is_repaired_by_exactly_one_action() {
     // A lost mark is no reason to pull the tap from under a running guest.
     let marked = [Action::SetAlias(tap(), spec.alias.clone())];
     assert_eq!(drift(&desired, |host| host.link("kvp-lan-a").alias.clear()), marked);
+}
+
+#[test]
+fn drift_of_a_limit_is_repaired_by_exactly_one_action() {
+    let rate = |bits_per_second| Rate { bits_per_second, burst_bytes: 20_000 };
+    let mut limited = port("lan", "a", true);
+    (limited.spec.rate_in, limited.spec.rate_out) = (Some(rate(8_000_000)), Some(rate(16_000_000)));
+    let desired = desired(vec![nat()], vec![limited]);
+    let (tap, ifb) = (|| link("kvp-lan-a"), || link("kvi-lan-a"));
+    let redirect = || Action::Redirect { tap: tap(), ifb: ifb() };
+    let toward = [Action::SetRate(tap(), rate(8_000_000))];
+    assert_eq!(drift(&desired, |host| host.link("kvp-lan-a").bucket = None), toward);
+    let other = Some(Bucket::of(rate(9_000_000)));
+    assert_eq!(drift(&desired, |host| host.link("kvp-lan-a").bucket = other), toward);
+    let from = [Action::SetRate(ifb(), rate(16_000_000))];
+    assert_eq!(drift(&desired, |host| host.link("kvi-lan-a").bucket = other), from);
+    assert_eq!(drift(&desired, |host| host.link("kvp-lan-a").redirect = None), [redirect()]);
+    assert_eq!(drift(&desired, |host| host.link("kvp-lan-a").redirect = Some(1)), [redirect()]);
+    assert_eq!(drift(&desired, |host| host.link("kvi-lan-a").up = false), [Action::SetUp(ifb(), true)]);
+    let alias = desired.alias("networks/lan/ports/a");
+    assert_eq!(
+        drift(&desired, |host| host.link("kvi-lan-a").alias.clear()),
+        [Action::SetAlias(ifb(), alias.clone())]
+    );
+    // The ifb comes first, with its rate; then what is led through it.
+    let create = Action::CreateIfb { name: ifb(), alias, rate: rate(16_000_000) };
+    assert_eq!(drift(&desired, |host| host.delete_link(&ifb())), [create, redirect()]);
+    // Somebody else's link is refused, and nothing is led through it.
+    let kernel = converged(&desired);
+    kernel.meddle(|host| host.link("kvi-lan-a").group = 0);
+    let port = &desired.ports[&(name("lan"), name("a"))];
+    assert_eq!(desired.plan_port(port, &observe(&kernel)).unwrap_err().reason(), "FOREIGN_LINK");
 }
 
 #[test]
@@ -419,7 +451,7 @@ prop_compose! {
 prop_compose! {
     fn any_desired()(
         networks in prop::collection::vec(any_network(), 1..6),
-        ports in prop::collection::vec((0..6_usize, any::<bool>()), 0..20),
+        ports in prop::collection::vec((0..6_usize, any::<bool>(), any::<[bool; 2]>()), 0..20),
         with_nic in any::<bool>(),
     ) -> (FakeKernel, Desired) {
         let (kernel, nic) = nic();
@@ -435,8 +467,11 @@ prop_compose! {
         if with_nic {
             made.push(nic);
         }
-        let ports = ports.iter().enumerate().map(|(at, (on, filter))| {
-            port(made[on % made.len()].name.as_str(), &format!("p{at}"), *filter)
+        let ports = ports.iter().enumerate().map(|(at, (on, filter, limited))| {
+            let mut port = port(made[on % made.len()].name.as_str(), &format!("p{at}"), *filter);
+            let rate = Rate { bits_per_second: 8_000_000, burst_bytes: 20_000 };
+            [port.spec.rate_in, port.spec.rate_out] = limited.map(|limited| limited.then_some(rate));
+            port
         }).collect();
         (kernel, desired(made, ports))
     }

@@ -211,34 +211,34 @@ impl<K: Kernel> Reconciler<K> {
             let taken: BTreeSet<IfName> = records.desired.ports.values().map(|p| p.tap.clone()).collect();
             (mac, chosen, taken)
         };
+        let free =
+            |taken: &BTreeSet<IfName>| alloc::tap_name(&new.network, &new.name, |name| taken.contains(name));
         let now = Timestamp::now();
+        let mut port = Port {
+            network: new.network.clone(),
+            name: new.name.clone(),
+            uid: Uuid::new_v4(),
+            generation: 1,
+            created: now,
+            updated: now,
+            labels: new.labels,
+            spec: new.spec,
+            mac,
+            ipv4: chosen.ipv4,
+            ipv6: chosen.ipv6,
+            tap: free(&taken)?,
+            owner: new.owner,
+            deleting: false,
+        };
         loop {
-            let tap = alloc::tap_name(&new.network, &new.name, |name| taken.contains(name))?;
-            let observed =
-                self.0.kernel.observe(&Scope::Links(vec![network.bridge.clone(), tap.clone()])).await?;
-            // No record explains a link of that name: it is somebody else's, so take another name.
-            if observed.links.contains_key(&tap) {
-                taken.insert(tap);
-                continue;
+            let observed = self.0.kernel.observe(&scope(&port, network)).await?;
+            if !observed.links.contains_key(&port.tap) && !observed.links.contains_key(&port.ifb()) {
+                self.record_port(&port, &chosen.given_up).await?;
+                return Ok((port, observed));
             }
-            let port = Port {
-                network: new.network,
-                name: new.name,
-                uid: Uuid::new_v4(),
-                generation: 1,
-                created: now,
-                updated: now,
-                labels: new.labels,
-                spec: new.spec,
-                mac,
-                ipv4: chosen.ipv4,
-                ipv6: chosen.ipv6,
-                tap,
-                owner: new.owner,
-                deleting: false,
-            };
-            self.record_port(&port, &chosen.given_up).await?;
-            return Ok((port, observed));
+            // No record explains a link of that name: it is somebody else's, so take another name.
+            taken.insert(port.tap.clone());
+            port.tap = free(&taken)?;
         }
     }
 
@@ -278,7 +278,7 @@ fn may_change(port: &Port, caller: u32) -> Result<(), Fault> {
 }
 
 fn scope(port: &Port, network: &Network) -> Scope {
-    Scope::Links(vec![network.bridge.clone(), port.tap.clone()])
+    Scope::Port(vec![network.bridge.clone(), port.tap.clone(), port.ifb()])
 }
 
 fn view(records: &super::Records, port: &Port) -> PortView {

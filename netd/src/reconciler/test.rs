@@ -6,7 +6,7 @@ use crate::{
         LinkKind,
         fake::{Effect, FakeKernel, Host},
     },
-    model::{Address, IfName, Mode, NetworkSpec, PortSpec, Route},
+    model::{Address, IfName, Mode, NetworkSpec, PortSpec, Rate, Route},
     plan::{BRIDGE_NF, FORWARD4, FORWARD6},
 };
 use shared::mac::Mac;
@@ -36,7 +36,13 @@ fn network(name_: &str, spec: NetworkSpec) -> NewNetwork {
     NewNetwork { name: name(name_), spec, labels: BTreeMap::new() }
 }
 
+fn rate(bits_per_second: u64) -> Rate {
+    Rate { bits_per_second, burst_bytes: 20_000 }
+}
+
+/// A port; one of the name `web` is limited both ways.
 fn port(network: &str, port: &str) -> NewPort {
+    let limit = |bits| (port == "web").then(|| rate(bits));
     NewPort {
         network: name(network),
         name: name(port),
@@ -48,8 +54,8 @@ fn port(network: &str, port: &str) -> NewPort {
             extra: BTreeSet::new(),
             hostname: None,
             isolated: false,
-            rate_in: None,
-            rate_out: None,
+            rate_in: limit(100_000_000),
+            rate_out: limit(20_000_000),
         },
         labels: BTreeMap::new(),
         owner: 1000,

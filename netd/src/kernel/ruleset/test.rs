@@ -4,10 +4,9 @@
 //! `NETD_WRITE_TESTDATA=1`; read the difference before committing it.
 
 use super::{super::Element, *};
-use crate::model::IfName;
+use crate::{kernel::netns::in_own_netns, model::IfName};
 use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::json;
 use shared::mac::Mac;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -88,18 +87,6 @@ fn listing(file: &str) -> Value {
 
 fn json_of(batch: Batch<'static>) -> Value {
     serde_json::to_value(batch.to_nftables()).unwrap()
-}
-
-/// Runs `work` on a thread in a network namespace of its own.
-fn in_own_netns<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let thread = std::thread::spawn(|| {
-        // SAFETY: the thread shares no descriptor table after this than before; a network namespace has no effect
-        // on memory.
-        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
-            .expect("this test needs CAP_SYS_ADMIN for a network namespace of its own: run it as root");
-        work()
-    });
-    thread.join().expect("see the panic above")
 }
 
 fn nft(arguments: &[&str], input: &[u8]) -> Value {

@@ -1,22 +1,8 @@
 //! One takeover on the real kernel, in a network namespace of its own: what the kernel in memory is held against.
 
 use super::*;
-use crate::kernel::LinuxKernel;
+use crate::kernel::{LinuxKernel, netns::block_on_in_own_netns};
 use rtnetlink::{LinkUnspec, LinkVeth};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
-
-/// Runs `work` on a thread in a network namespace of its own.
-fn in_own_netns(work: impl Future<Output = ()> + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        // SAFETY: only the network namespace changes, which has no effect on memory or descriptors.
-        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
-            .expect("this test needs CAP_SYS_ADMIN for a network namespace of its own: run it as root");
-        // One thread, so that every socket, file and child belongs to that namespace.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(work);
-    });
-    thread.join().expect("see the panic above");
-}
 
 /// Addresses and routes of both NICs, in an order that does not depend on history.
 async fn look(kernel: &LinuxKernel) -> Vec<String> {
@@ -34,7 +20,7 @@ async fn look(kernel: &LinuxKernel) -> Vec<String> {
 
 #[test]
 fn a_nic_goes_into_a_bridge_and_back_as_it_was() {
-    in_own_netns(async {
+    block_on_in_own_netns(async {
         let (connection, netlink, _) = rtnetlink::new_connection().unwrap();
         tokio::spawn(connection);
         for (nic, peer) in [("eth0", "peer0"), ("eth1", "peer1")] {

@@ -8,6 +8,8 @@ fn change() -> PortChange {
         filter: Some(false),
         isolated: Some(true),
         extra: Some([[10, 1, 0, 77].into()].into()),
+        rate_in: Some(Some(rate(1_000_000))),
+        rate_out: Some(Some(rate(2_000_000))),
         ..PortChange::default()
     }
 }
@@ -35,6 +37,8 @@ fn a_change_is_carried_out_and_recorded() {
     let tap = changed.port.tap.clone();
     let picture = kernel.picture();
     assert!(picture.links[&tap].port.unwrap().isolated);
+    assert!(picture.links[&tap].bucket.unwrap().carries(rate(1_000_000)));
+    assert!(picture.links[&changed.port.ifb()].bucket.unwrap().carries(rate(2_000_000)));
     let elements = picture.tables.unwrap().elements.0;
     assert!(!elements.contains(&Element::FilteredTap(tap)));
     assert!(elements.contains(&Element::Apart4(link("kvb-lan"), [10, 1, 0, 77].into())));
@@ -73,6 +77,28 @@ fn a_change_that_fails_at_any_step_is_taken_back() {
         }
         assert!(taken_back >= 3, "{taken_back}");
     }
+}
+
+#[test]
+fn limits_change_and_go_without_a_trace() {
+    let (_dir, kernel, process) = with_ports();
+    let free = kernel.picture();
+    let limits = |rate_in, rate_out| PortChange {
+        rate_in: Some(rate_in),
+        rate_out: Some(rate_out),
+        ..PortChange::default()
+    };
+    update(&process, limits(Some(rate(1_000_000)), Some(rate(2_000_000)))).unwrap();
+    kernel.heal();
+    let changed = update(&process, limits(Some(rate(3_000_000)), Some(rate(4_000_000)))).unwrap();
+    let (tap, ifb) = (changed.port.tap.clone(), changed.port.ifb());
+    // In place: what waits is not lost.
+    let in_place = [Action::SetRate(ifb, rate(4_000_000)), Action::SetRate(tap, rate(3_000_000))];
+    assert_eq!(kernel.applied(), in_place);
+    process.assert_converged();
+    update(&process, limits(None, None)).unwrap();
+    assert_eq!(kernel.picture(), free);
+    process.assert_converged();
 }
 
 #[test]
