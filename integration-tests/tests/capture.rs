@@ -228,6 +228,26 @@ fn a_tag_that_the_kernel_takes_off_is_in_the_file() {
 }
 
 #[test]
+fn a_limited_guests_frames_are_recorded_once() {
+    let port = Port::new();
+    // They pass the tap twice: on their way to where they wait, and back.
+    port.host.ok("port update lan web --rate-out 8M");
+    let running = capture(&port.host, "limited.pcapng", "udp");
+    for number in 1..=3 {
+        port.send(number, 10);
+    }
+    wait::until("three frames", || (tcpdump(&port.host, "limited.pcapng", "").len() >= 3).then_some(()));
+    let ifb = link(&port.host).replacen("kvp", "kvi", 1);
+    wait::until("the frames to be let through", || {
+        let qdiscs = port.host.netns.json(&format!("tc -s -j qdisc show dev {ifb}"));
+        (qdiscs[0]["packets"] == 3).then_some(())
+    });
+    port.host.ok("port delete lan web");
+    assert_eq!(running.end().0, Some(0));
+    assert_eq!(tcpdump(&port.host, "limited.pcapng", "").len(), 3);
+}
+
+#[test]
 fn bounds_end_a_capture() {
     let port = Port::new();
     let timed = capture(&port.host, "time.pcapng", "--duration 200ms");

@@ -6,7 +6,7 @@ mod nic;
 mod rate;
 
 pub use nic::nic;
-pub use rate::{rate, rate_text};
+pub use rate::{Limit, limit, rate, rate_text};
 
 use proto::vmd::v1::{Disk, DiskBus, DiskCache, DiskMedia};
 use shared::{fault::Fault, mac::Mac, name::Name};

@@ -1,7 +1,10 @@
 //! `kvmctl network` and `kvmctl port`.
 
 use super::CapturePort;
-use crate::{complete, parse};
+use crate::{
+    complete,
+    parse::{self, Limit},
+};
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::ArgValueCompleter;
 use shared::{mac::Mac, name::Name};
@@ -141,7 +144,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   kvmctl port update lan router --filter off
-  kvmctl port update lan web-0 --extra-ip 192.168.100.80 --isolated on")]
+  kvmctl port update lan web-0 --extra-ip 192.168.100.80 --isolated on
+  kvmctl port update lan web-0 --rate-in 100M --rate-out none")]
     Update(UpdatePort),
     /// Deletes a port
     #[command(visible_alias = "rm")]
@@ -192,12 +196,18 @@ pub struct CreatePort {
     /// Keep the guest apart from other isolated ones of the network
     #[arg(long)]
     pub isolated: bool,
+    /// Limit toward the guest, in bits per second, such as 100M or 100M,burst=64K
+    #[arg(long, value_name = "RATE", value_parser = parse::limit)]
+    pub rate_in: Option<Limit>,
+    /// Limit from the guest, as --rate-in
+    #[arg(long, value_name = "RATE", value_parser = parse::limit)]
+    pub rate_out: Option<Limit>,
 }
 
 /// `kvmctl port update`.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("change").required(true).multiple(true)
-    .args(["filter", "extra", "no_extra", "hostname", "isolated"])))]
+    .args(["filter", "extra", "no_extra", "hostname", "isolated", "rate_in", "rate_out"])))]
 pub struct UpdatePort {
     /// Which port.
     #[command(flatten)]
@@ -217,6 +227,12 @@ pub struct UpdatePort {
     /// Keep the guest apart from other isolated ones of the network
     #[arg(long, value_enum)]
     pub isolated: Option<OnOff>,
+    /// Limit toward the guest, in bits per second, such as 100M or 100M,burst=64K; or none
+    #[arg(long, value_name = "RATE", value_parser = parse::limit)]
+    pub rate_in: Option<Limit>,
+    /// Limit from the guest, as --rate-in
+    #[arg(long, value_name = "RATE", value_parser = parse::limit)]
+    pub rate_out: Option<Limit>,
 }
 
 /// A switch with both values spelled out.

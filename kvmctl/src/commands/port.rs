@@ -5,6 +5,7 @@ use crate::{
     cli::{CreatePort, OnOff, PortCommand, UpdatePort},
     client::{Clients, DEADLINE, within},
     output::{Printer, Stop, port::Port},
+    parse::Limit,
 };
 use prost_types::FieldMask;
 use proto::netd::v1::{self as wire, PortFilter};
@@ -88,6 +89,13 @@ fn filter(choice: Option<OnOff>) -> i32 {
     .into()
 }
 
+fn rate(limit: Limit) -> Option<wire::Rate> {
+    match limit {
+        Limit::None => None,
+        Limit::Rate { bits_per_second, burst_bytes } => Some(wire::Rate { bits_per_second, burst_bytes }),
+    }
+}
+
 fn spec(create: &CreatePort) -> Result<wire::PortSpec, Fault> {
     let (ipv4, ipv6): (Vec<_>, Vec<_>) = create.addresses.iter().partition(|address| address.is_ipv4());
     Ok(wire::PortSpec {
@@ -98,7 +106,8 @@ fn spec(create: &CreatePort) -> Result<wire::PortSpec, Fault> {
         extra_addresses: create.extra.iter().map(ToString::to_string).collect(),
         hostname: create.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
         isolated: create.isolated,
-        ..Default::default()
+        rate_in: create.rate_in.and_then(rate),
+        rate_out: create.rate_out.and_then(rate),
     })
 }
 
@@ -127,11 +136,15 @@ fn change(update: UpdatePort) -> wire::UpdatePortRequest {
     named("extra_addresses", !update.extra.is_empty() || update.no_extra);
     named("hostname", update.hostname.is_some());
     named("isolated", update.isolated.is_some());
+    named("rate_in", update.rate_in.is_some());
+    named("rate_out", update.rate_out.is_some());
     let spec = wire::PortSpec {
         filter: filter(update.filter),
         extra_addresses: update.extra.iter().map(ToString::to_string).collect(),
         hostname: update.hostname.map(|name| name.to_string()).unwrap_or_default(),
         isolated: update.isolated == Some(OnOff::On),
+        rate_in: update.rate_in.and_then(rate),
+        rate_out: update.rate_out.and_then(rate),
         ..Default::default()
     };
     wire::UpdatePortRequest {

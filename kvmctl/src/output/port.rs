@@ -6,6 +6,7 @@ use super::{
     time::rfc3339,
     word,
 };
+use crate::parse::rate_text;
 use proto::netd::v1::{self as wire, AddressEvidence, PortFilter};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -50,6 +51,31 @@ pub struct PortSpec {
     pub hostname: Option<String>,
     /// Kept apart from other isolated ports of the network.
     pub isolated: bool,
+    /// Toward the guest. Null: not limited.
+    pub rate_in: Option<Rate>,
+    /// From the guest. Null: not limited.
+    pub rate_out: Option<Rate>,
+}
+
+/// A limit of bandwidth.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Rate {
+    /// With Ethernet headers.
+    pub bits_per_second: u64,
+    /// Bytes that may pass at once.
+    pub burst_bytes: u32,
+}
+
+impl From<wire::Rate> for Rate {
+    fn from(rate: wire::Rate) -> Self {
+        Self { bits_per_second: rate.bits_per_second, burst_bytes: rate.burst_bytes }
+    }
+}
+
+impl Rate {
+    fn text(self) -> String {
+        format!("{}bit/s, burst {} bytes", rate_text(self.bits_per_second), self.burst_bytes)
+    }
 }
 
 /// What came of it.
@@ -123,6 +149,8 @@ impl From<wire::Port> for Port {
                 extra_addresses: spec.extra_addresses,
                 hostname: set(spec.hostname),
                 isolated: spec.isolated,
+                rate_in: spec.rate_in.map(Rate::from),
+                rate_out: spec.rate_out.map(Rate::from),
             },
             status: PortStatus {
                 observed_generation: status.observed_generation,
@@ -178,6 +206,8 @@ impl Object for Port {
             .maybe("Host name", status.hostname.as_deref())
             .line("Filter", &self.spec.filter)
             .maybe("Isolated", self.spec.isolated.then_some("yes"))
+            .maybe("Rate in", self.spec.rate_in.map(Rate::text))
+            .maybe("Rate out", self.spec.rate_out.map(Rate::text))
             .line("Attached", yes_no(status.attached))
             .line("Owner", format!("uid {}", status.owner_uid))
             .line("UID", &self.uid)
@@ -235,6 +265,15 @@ mod test {
         assert_eq!(port.row(), ["lan", "web-0", "degraded", "52:54:00:00:00:01", "-", "kvt-1", "no", "off"]);
         assert_eq!(port.summary(), "network lan, interface kvt-1, 52:54:00:00:00:01, no filter, degraded");
         assert!(port.sheet().contains("Error:      the tap is gone\n"), "{}", port.sheet());
+    }
+
+    #[test]
+    fn a_port_shows_its_limits() {
+        let rate_in = Some(wire::Rate { bits_per_second: 100_000_000, burst_bytes: 65_536 });
+        let spec = wire::PortSpec { rate_in, ..Default::default() };
+        let port = Port::from(wire::Port { spec: Some(spec), ..Default::default() });
+        let sheet = port.sheet();
+        assert!(sheet.contains("100Mbit/s, burst 65536 bytes\n") && !sheet.contains("Rate out"), "{sheet}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Bandwidths.
 
-use super::{Invalid, number_and_unit};
+use super::{Invalid, Suboptions, number_and_unit, size, split_commas};
 
 /// Units and their powers of ten, the largest first.
 const UNITS: [(&str, u64); 3] = [("G", 1_000_000_000), ("M", 1_000_000), ("K", 1_000)];
@@ -21,6 +21,36 @@ pub fn rate(text: &str) -> Result<u64, Invalid> {
         Some(0) => Err(Invalid::new("a rate of zero").hint("leave it out for no limit")),
         Some(rate) => Ok(rate),
     }
+}
+
+/// A limit of bandwidth, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Not limited.
+    None,
+    /// Limited.
+    Rate {
+        /// As `rate` reads them.
+        bits_per_second: u64,
+        /// Bytes that may pass at once; 0: netd's choice.
+        burst_bytes: u32,
+    },
+}
+
+/// `RATE[,burst=SIZE]`, or `none`.
+///
+/// # Errors
+/// If it is neither, or the burst has 4 GiB or more.
+pub fn limit(text: &str) -> Result<Limit, Invalid> {
+    if text == "none" {
+        return Ok(Limit::None);
+    }
+    let parts = split_commas(text);
+    let (first, rest) = parts.split_first().ok_or_else(|| Invalid::new("the rate is missing"))?;
+    let options = Suboptions::new(rest, &["burst"], &[])?;
+    let burst = options.value("burst")?.map(size).transpose()?.unwrap_or(0);
+    let burst_bytes = u32::try_from(burst).map_err(|_| Invalid::new("a burst of 4 GiB or more"))?;
+    Ok(Limit::Rate { bits_per_second: rate(first)?, burst_bytes })
 }
 
 /// Bits per second in the largest unit that needs no fraction, so that `rate` reads the same number back.
@@ -62,6 +92,27 @@ mod test {
             "18446744074G",
         ] {
             assert!(rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_limit_may_have_a_burst_or_be_none() {
+        assert_eq!(limit("none"), Ok(Limit::None));
+        let limited = |bits_per_second, burst_bytes| Ok(Limit::Rate { bits_per_second, burst_bytes });
+        assert_eq!(limit("20M"), limited(20_000_000, 0));
+        assert_eq!(limit("20M,burst=64K"), limited(20_000_000, 65_536));
+        for (bad, part) in [
+            ("", "not a rate"),
+            ("0", "a rate of zero"),
+            ("0,burst=64K", "a rate of zero"),
+            ("20M,64K", "unknown key"),
+            ("20M,burst", "needs a value"),
+            ("20M,burst=0", "a size of zero"),
+            ("20M,burst=4G", "4 GiB or more"),
+            ("none,burst=64K", "not a rate"),
+        ] {
+            let error = limit(bad).unwrap_err().to_string();
+            assert!(error.contains(part), "{bad}: {error}");
         }
     }
 

@@ -21,6 +21,8 @@ fn wrong_usage_is_code_2_and_says_why() {
         ("network list --netd /run/x", "hint: write unix:///path/to/socket"),
         ("port create lan web --mac 01:00:00:00:00:00", "group address"),
         ("port capture lan web --snaplen 262145", "1..=262144"),
+        ("port create lan web --rate-in 0", "hint: leave it out for no limit"),
+        ("port update lan web --rate-out fast", "not a rate"),
         ("port capture lan web --count 0", "1.."),
         ("vm create web --memory 0", "a size of zero"),
         ("vm create web --vcpus 0", "1..=255"),

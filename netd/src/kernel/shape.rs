@@ -89,7 +89,8 @@ impl Bucket {
 
 /// How long `rate` bytes a second take for `burst` bytes, in ticks of 64 ns.
 fn ticks(burst: u64, rate: u64) -> u64 {
-    u64::try_from(u128::from(burst) * 1_000_000_000 / u128::from(rate) >> 6).unwrap_or(u64::MAX)
+    let nanoseconds = u128::from(burst) * 1_000_000_000 / u128::from(rate);
+    u64::try_from(nanoseconds >> 6).unwrap_or(u64::MAX)
 }
 
 /// Puts a token bucket where the link sends, or changes the one that is there without losing what waits in it.
