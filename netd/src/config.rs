@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Owns the virtual networks of this host: bridges, taps, NAT and packet rules. Serves netd.v1 on a Unix socket.
 ///
-/// Needs CAP_NET_ADMIN, nft, and /dev/net/tun. Log filter in KVMCTL_LOG (info, debug, ...); spans go to an OTLP
+/// Needs CAP_NET_ADMIN, nft, and /dev/net/tun; for captures CAP_NET_RAW, and tcpdump if they have a filter. Log filter in KVMCTL_LOG (info, debug, ...); spans go to an OTLP
 /// collector if OTEL_EXPORTER_OTLP_ENDPOINT is set.
 #[derive(Debug, Parser)]
 #[command(name = "netd", version)]

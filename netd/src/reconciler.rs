@@ -37,6 +37,7 @@ use tracing::Instrument as _;
 
 pub use events::Watch;
 pub use network::{NetworkChange, NewNetwork};
+pub(crate) use port::may_change;
 pub use port::{NewPort, PortChange};
 
 const NETWORK: &str = "network";

@@ -22,7 +22,7 @@ impl Desired {
         if !self.owns(link) {
             return Err(in_the_way(&port.resource(), &name));
         }
-        if link.kind != LinkKind::Ifb {
+        if !whole(link) {
             return Ok(vec![Action::DeleteLink(name), create]);
         }
         let mut actions = Vec::new();
@@ -49,7 +49,7 @@ impl Desired {
             _ => {}
         }
         // One that is made anew has another number.
-        let ifb = observed.links.get(&port.ifb()).filter(|link| link.kind == LinkKind::Ifb);
+        let ifb = observed.links.get(&port.ifb()).filter(|link| whole(link));
         if port.spec.rate_out.is_none() {
             if tap.redirect.is_some() {
                 actions.push(Action::Unredirect(port.tap.clone()));
@@ -66,4 +66,9 @@ impl Desired {
         let ours = observed.links.get(&port.ifb()).is_some_and(|link| self.owns(link));
         (ours && !wanted).then(|| Action::DeleteLink(port.ifb()))
     }
+}
+
+/// Whether it need not be made anew, as one that netd was making when it died.
+fn whole(link: &Link) -> bool {
+    link.kind == LinkKind::Ifb && (link.up || !link.alias.is_empty())
 }

@@ -222,7 +222,13 @@ fn drift_of_a_limit_is_repaired_by_exactly_one_action() {
     );
     // The ifb comes first, with its rate; then what is led through it.
     let create = Action::CreateIfb { name: ifb(), alias, rate: rate(16_000_000) };
-    assert_eq!(drift(&desired, |host| host.delete_link(&ifb())), [create, redirect()]);
+    assert_eq!(drift(&desired, |host| host.delete_link(&ifb())), [create.clone(), redirect()]);
+    let half_made = drift(&desired, |host| {
+        let link = host.link("kvi-lan-a");
+        link.alias.clear();
+        link.up = false;
+    });
+    assert_eq!(half_made, [Action::DeleteLink(ifb()), create, redirect()]);
     // Somebody else's link is refused, and nothing is led through it.
     let kernel = converged(&desired);
     kernel.meddle(|host| host.link("kvi-lan-a").group = 0);

@@ -264,8 +264,8 @@ fn reservations_of<'a>(
     desired.reservations.values().filter(move |reservation| reservation.network == *network)
 }
 
-/// Only root and the owner change a port.
-fn may_change(port: &Port, caller: u32) -> Result<(), Fault> {
+/// Only root and the owner change a port, or see what passes it.
+pub(crate) fn may_change(port: &Port, caller: u32) -> Result<(), Fault> {
     if caller == 0 || caller == port.owner {
         return Ok(());
     }

@@ -5,7 +5,7 @@ use crate::{
     convert,
     kernel::{Kernel, bpf},
     model::Port,
-    reconciler::Reconciler,
+    reconciler::{Reconciler, may_change},
 };
 use futures_util::{Stream, StreamExt as _};
 use proto::netd::v1 as wire;
@@ -47,14 +47,7 @@ impl<K: Kernel> Service<K> {
         let bounds = bounds(&request)?;
         let key = convert::port_key(&request.name)?;
         let port = self.reconciler.port(&key.0, &key.1)?.port;
-        if caller != 0 && caller != port.owner {
-            return Err(Fault::new(
-                Kind::PermissionDenied,
-                "NOT_OWNER",
-                format!("the port belongs to uid {}, and the caller is uid {caller}", port.owner),
-            )
-            .hint("ask its owner, or do it as root"));
-        }
+        may_change(&port, caller)?;
         let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
             Fault::new(Kind::ResourceExhausted, "TOO_MANY_CAPTURES", format!("{MOST} captures are running"))
                 .hint("end one of them first")
