@@ -18,15 +18,30 @@ impl Census {
             "links",
             without(netns.json("ip -j -d link"), &["operstate", "flags", "promiscuity", "allmulti", "state"]),
         );
+        // A bridge of netd with IPv6 gets its link-local address, and the route to it, when the kernel finds time.
+        let mut addresses = netns.json("ip -j address");
+        for link in addresses.as_array_mut().into_iter().flatten() {
+            let ours = link["ifname"].as_str().is_some_and(|name| name.starts_with("kvb-"));
+            if let Some(list) = link["addr_info"].as_array_mut().filter(|_| ours) {
+                list.retain(|address| address["scope"] != "link");
+            }
+        }
         census.insert(
             "addresses",
             without(
-                netns.json("ip -j address"),
+                addresses,
                 &["operstate", "flags", "valid_life_time", "preferred_life_time", "tentative", "nodad"],
             ),
         );
         census.insert("routes", without(netns.json("ip -j route show table all"), &["flags"]));
-        census.insert("routes6", without(netns.json("ip -j -6 route show table all"), &["flags"]));
+        let mut routes6 = netns.json("ip -j -6 route show table all");
+        if let Some(routes) = routes6.as_array_mut() {
+            let text = |route: &Value, key: &str| route[key].as_str().unwrap_or_default().to_owned();
+            routes.retain(|route| {
+                !(text(route, "dev").starts_with("kvb-") && text(route, "dst").starts_with("fe80:"))
+            });
+        }
+        census.insert("routes6", without(routes6, &["flags"]));
         // Learnt and multicast entries come and go with traffic.
         let mut fdb = netns.json("bridge -j fdb");
         if let Some(entries) = fdb.as_array_mut() {
