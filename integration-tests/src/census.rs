@@ -33,15 +33,15 @@ impl Census {
                 &["operstate", "flags", "valid_life_time", "preferred_life_time", "tentative", "nodad"],
             ),
         );
-        census.insert("routes", without(netns.json("ip -j route show table all"), &["flags"]));
-        let mut routes6 = netns.json("ip -j -6 route show table all");
-        if let Some(routes) = routes6.as_array_mut() {
-            let text = |route: &Value, key: &str| route[key].as_str().unwrap_or_default().to_owned();
-            routes.retain(|route| {
-                !(text(route, "dev").starts_with("kvb-") && text(route, "dst").starts_with("fe80:"))
-            });
+        // Of both families.
+        let mut routes = netns.json("ip -j route show table all");
+        if let Some(routes) = routes.as_array_mut() {
+            let begins = |route: &Value, key: &str, with: &str| {
+                route[key].as_str().is_some_and(|text| text.starts_with(with))
+            };
+            routes.retain(|route| !(begins(route, "dev", "kvb-") && begins(route, "dst", "fe80:")));
         }
-        census.insert("routes6", without(routes6, &["flags"]));
+        census.insert("routes", without(routes, &["flags"]));
         // Learnt and multicast entries come and go with traffic.
         let mut fdb = netns.json("bridge -j fdb");
         if let Some(entries) = fdb.as_array_mut() {
