@@ -385,6 +385,8 @@ impl BridgeProfile {
             Self::Gateway { ipv6 } => vec![
                 (v6("accept_ra"), "0"),
                 (v6("accept_redirects"), "0"),
+                // From the MAC: the port filter knows the gateway's link-local address by that form.
+                (v6("addr_gen_mode"), "0"),
                 (v6("disable_ipv6"), if ipv6 { "0" } else { "1" }),
                 (v4("arp_ignore"), "1"),
                 (v4("accept_redirects"), "0"),
