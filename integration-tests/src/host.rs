@@ -16,6 +16,9 @@ use tempfile::TempDir;
 /// The uid and gid that vmd runs as: nobody's on any system.
 pub const VMD_UID: u32 = 64_055;
 
+/// There where the kernel has bridge netfilter.
+const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
 /// A host with netd, and vmd where a test wants it.
 #[derive(Debug)]
 pub struct TestHost {
@@ -302,6 +305,26 @@ impl TestHost {
         let port = self.ok_json(&format!("port create {network} {name}{options}"));
         let field = |name: &str| port["status"][name].as_str().expect(name).to_owned();
         (field("interface"), field("mac"))
+    }
+
+    /// The settings of bridge netfilter that tests have to hold with: off and, where the kernel has it, on.
+    #[must_use]
+    pub fn bridge_netfilter_settings(&self) -> Vec<bool> {
+        if Path::new(BRIDGE_NETFILTER).exists() {
+            return vec![false, true];
+        }
+        println!("SKIPPED: this kernel has no br_netfilter; the test runs without it only");
+        vec![false]
+    }
+
+    /// Switches bridge netfilter of the host, for IPv4, IPv6 and ARP, where the kernel has it.
+    pub fn set_bridge_netfilter(&self, on: bool) {
+        if Path::new(BRIDGE_NETFILTER).exists() {
+            for protocol in ["ip", "ip6", "arp"] {
+                let value = u8::from(on);
+                self.netns.sh(&format!("sysctl -qw net.bridge.bridge-nf-call-{protocol}tables={value}"));
+            }
+        }
     }
 
     /// What the daemons logged.

@@ -10,3 +10,4 @@ pub mod machine;
 pub mod netns;
 pub mod tap;
 pub mod wait;
+pub mod wire;

@@ -1,7 +1,13 @@
 //! Captures: what passes a port as a file that other programs read, within bounds, for those who may see it.
 
 use integration_tests::{
-    frames::{ethernet, mac, udp4},
+    frames::{
+        BROADCAST,
+        arp::Arp,
+        ethernet::{ARP, Ethernet, IPV4, VLAN},
+        ipv4::Ipv4,
+        mac,
+    },
     guest::Guest,
     host::{TestHost, VMD_UID},
     netns::{self, Netns},
@@ -18,12 +24,20 @@ use rustix::{
 use std::{
     fs,
     io::Read as _,
+    net::Ipv4Addr,
     os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     process::{Child, Command, Stdio},
 };
 use tokio::runtime::Runtime;
 
 const MAC: &str = "52:54:00:00:00:0a";
+/// The guest's address, and another's.
+const ENDS: (Ipv4Addr, Ipv4Addr) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+
+/// From the guest to everybody.
+fn to_all() -> Ethernet {
+    Ethernet { destination: BROADCAST, source: mac(MAC) }
+}
 
 /// Starts a capture of port `web` into a file, and waits until it hears.
 fn capture(host: &TestHost, file: &str, arguments: &str) -> Running {
@@ -65,8 +79,8 @@ impl Port {
 
     /// Sends a frame as the guest: UDP of this port and this many bytes of payload.
     fn send(&self, port: u16, payload: usize) {
-        let packet = udp4([10, 0, 0, 1], [10, 0, 0, 2], port, &vec![0x2a; payload]);
-        write(&self.tap, &ethernet([0xff; 6], mac(MAC), &packet)).expect("write");
+        let packet = Ipv4::udp(ENDS, (port, port), &vec![0x2a; payload]);
+        write(&self.tap, &to_all().frame(IPV4, &packet.bytes())).expect("write");
     }
 }
 
@@ -187,9 +201,7 @@ fn a_filter_takes_what_it_says_and_the_snap_length_cuts() {
         port.send(number, payload);
     }
     // Two ARP questions, as the filter takes them; a longer frame shows the cut.
-    let question =
-        [&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1][..], &mac(MAC), &[10, 0, 0, 1], &[0; 6], &[10, 0, 0, 2]];
-    let mut arp = ethernet([0xff; 6], mac(MAC), &question.concat());
+    let mut arp = to_all().frame(ARP, &Arp::request((mac(MAC), ENDS.0), ENDS.1).bytes());
     arp.resize(100, 0);
     for _ in 0..3 {
         write(&port.tap, &arp).expect("write");
@@ -215,10 +227,9 @@ fn a_filter_takes_what_it_says_and_the_snap_length_cuts() {
 fn a_tag_that_the_kernel_takes_off_is_in_the_file() {
     let port = Port::new();
     let running = capture(&port.host, "tag.pcapng", "--count 1");
-    let packet = udp4([10, 0, 0, 1], [10, 0, 0, 2], 7, b"tagged");
-    let tagged = [&[0x81, 0, 0xa0, 5][..], &packet].concat();
+    let packet = Ipv4::udp(ENDS, (7, 7), b"tagged").bytes();
     // The port's filter drops it; the capture shows it all the same.
-    write(&port.tap, &ethernet([0xff; 6], mac(MAC), &tagged)).expect("write");
+    write(&port.tap, &to_all().tagged(&[(VLAN, 0xa005)], IPV4, &packet)).expect("write");
     assert_eq!(running.end().0, Some(0));
     let lines = tcpdump(&port.host, "tag.pcapng", "vlan 5");
     assert!(

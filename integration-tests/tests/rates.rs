@@ -2,7 +2,12 @@
 
 use integration_tests::{
     census::Census,
-    frames::{ethernet, mac, udp4},
+    frames::{
+        Mac,
+        ethernet::{Ethernet, IPV4},
+        ipv4::Ipv4,
+        mac,
+    },
     host::TestHost,
     tap::open_tap,
     wait,
@@ -39,6 +44,12 @@ struct Passed {
     seconds: f64,
 }
 
+/// A frame to a MAC, from one.
+fn datagram([destination, source]: [Mac; 2], port: u16, data: &[u8]) -> Vec<u8> {
+    let packet = Ipv4::udp(([10, 0, 0, 1].into(), [10, 0, 0, 2].into()), (port, port), data);
+    Ethernet { destination, source }.frame(IPV4, &packet.bytes())
+}
+
 impl Pair {
     fn new() -> Self {
         let host = TestHost::new();
@@ -61,8 +72,7 @@ impl Pair {
     /// Sends from one port to the other for half a second as fast as it goes, and counts until all is quiet.
     fn passed(&self, from: usize) -> Passed {
         let to = 1 - from;
-        let packet = udp4([10, 0, 0, 1], [10, 0, 0, 2], 9, &vec![0x2a; FRAME - 42]);
-        let frame = ethernet(mac(MACS[to]), mac(MACS[from]), &packet);
+        let frame = datagram([MACS[to], MACS[from]].map(mac), 9, &vec![0x2a; FRAME - 42]);
         assert_eq!(frame.len(), FRAME);
         let mut buffer = vec![0; 2_000];
         let mut bytes = 0;
@@ -167,8 +177,7 @@ fn what_a_limited_guest_sends_is_filtered_all_the_same() {
     let pair = Pair::new();
     pair.host.ok(&format!("port update lan a --rate-out {LIMIT}"));
     let send = |source: &str, port: u16| {
-        let packet = udp4([10, 0, 0, 1], [10, 0, 0, 2], port, b"x");
-        write(&pair.taps[0], &ethernet(mac(MACS[1]), mac(source), &packet)).expect("write");
+        write(&pair.taps[0], &datagram([MACS[1], source].map(mac), port, b"x")).expect("write");
     };
     send("52:54:00:00:00:77", 7);
     send(MACS[0], 8);
