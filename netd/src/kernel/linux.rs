@@ -221,11 +221,14 @@ impl LinuxKernel {
                 .hint("netd needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN")
         };
         let tap = Tap::create(name).map_err(|e| failed("create", &e))?;
-        for key in
-            [format!("net/ipv6/conf/{name}/disable_ipv6"), format!("net/ipv6/conf/{name}/addr_gen_mode")]
-        {
+        // Pulled out of its bridge, it must not make the guest a neighbour of the host: `arp_ignore` 8 answers nothing.
+        for (key, value) in [
+            (format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
+            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
+            (format!("net/ipv4/conf/{name}/arp_ignore"), "8"),
+        ] {
             if sysctl::read(&key)?.is_some() {
-                sysctl::write(&key, "1")?;
+                sysctl::write(&key, value)?;
             }
         }
         tap.set_owner(spec.owner).map_err(|e| failed("give an owner to", &e))?;
