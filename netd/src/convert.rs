@@ -1,5 +1,6 @@
 //! Wire types to model types and back: where a request is checked for form.
 
+pub mod diagnose;
 mod port;
 
 pub use port::{new_port, port, port_change, port_key};

@@ -7,6 +7,7 @@ pub mod alloc;
 mod capture;
 pub mod config;
 mod convert;
+pub mod diagnose;
 pub mod kernel;
 pub mod model;
 pub mod plan;

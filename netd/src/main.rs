@@ -3,7 +3,7 @@
 use clap::Parser as _;
 use netd::{
     config::Config,
-    kernel::{LinuxKernel, watch},
+    kernel::{LinuxKernel, trace, watch},
     reconciler::Reconciler,
     server,
 };
@@ -52,6 +52,8 @@ async fn run(config: Config) -> Result<(), Fault> {
     };
     let store = Store::open(&config.state_dir)?;
     let reconciler = Reconciler::load(LinuxKernel::new()?, store).await?;
+    // A trace that an earlier netd did not end.
+    trace::sweep(&reconciler.instance()).await?;
     let changed = Arc::new(Notify::new());
     watch::start(&changed)?;
     // Before anybody can ask for more: what was recorded is in force again.

@@ -54,7 +54,8 @@ impl Desired {
     }
 
     /// The interface that a network's traffic may use: where another network has taken that NIC over, its bridge.
-    fn uplink_in_force(&self, network: &Network) -> Option<IfName> {
+    #[must_use]
+    pub fn uplink_in_force(&self, network: &Network) -> Option<IfName> {
         let uplink = network.spec.uplink.as_ref()?;
         let taken_by = self.networks.values().find(|other| {
             other.takeover.is_some() && !other.deleting && other.spec.uplink.as_ref() == Some(uplink)

@@ -167,6 +167,18 @@ impl<K: Kernel> Reconciler<K> {
         self.read().desired.instance.clone()
     }
 
+    /// The kernel, to look at.
+    pub(crate) fn kernel(&self) -> &K {
+        &self.0.kernel
+    }
+
+    /// Everything recorded, and what the kernel carries of it, by resource.
+    #[must_use]
+    pub fn records(&self) -> (Desired, BTreeMap<String, State>) {
+        let records = self.read();
+        (records.desired.clone(), records.states.clone())
+    }
+
     /// What an operator should know.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {

@@ -48,9 +48,9 @@ const ADDRESS_PAUSE: Duration = Duration::from_millis(1);
 /// The kernel of the network namespace that the process runs in.
 #[derive(Clone, Debug)]
 pub struct LinuxKernel {
-    netlink: Handle,
+    pub(super) netlink: Handle,
     /// A netlink socket carries one dump at a time: the kernel answers a second one with EBUSY.
-    dump: Arc<Mutex<()>>,
+    pub(super) dump: Arc<Mutex<()>>,
 }
 
 fn refused(what: impl Into<String>, error: rtnetlink::Error) -> Fault {
@@ -96,7 +96,7 @@ impl LinuxKernel {
         }
     }
 
-    async fn index(&self, name: &IfName) -> Result<u32, Fault> {
+    pub(super) async fn index(&self, name: &IfName) -> Result<u32, Fault> {
         self.link(name).await?.map(|message| message.header.index).ok_or_else(|| {
             Fault::new(Kind::FailedPrecondition, "LINK_GONE", format!("link `{name}` is not there"))
         })
@@ -221,14 +221,11 @@ impl LinuxKernel {
                 .hint("netd needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN")
         };
         let tap = Tap::create(name).map_err(|e| failed("create", &e))?;
-        // Pulled out of its bridge, it must not make the guest a neighbour of the host: `arp_ignore` 8 answers nothing.
-        for (key, value) in [
-            (format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
-            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
-            (format!("net/ipv4/conf/{name}/arp_ignore"), "8"),
-        ] {
+        for key in
+            [format!("net/ipv6/conf/{name}/disable_ipv6"), format!("net/ipv6/conf/{name}/addr_gen_mode")]
+        {
             if sysctl::read(&key)?.is_some() {
-                sysctl::write(&key, value)?;
+                sysctl::write(&key, "1")?;
             }
         }
         tap.set_owner(spec.owner).map_err(|e| failed("give an owner to", &e))?;

@@ -3,21 +3,27 @@
 pub mod bpf;
 #[cfg(test)]
 pub mod fake;
+mod inspect;
 mod link;
 mod linux;
 #[cfg(test)]
 pub mod netns;
 pub mod nft;
 pub mod packet;
+mod program;
 mod route;
 mod ruleset;
 mod shape;
 mod sysctl;
 mod tap;
+pub mod trace;
 pub mod watch;
 
+pub use inspect::{Inspect, Inspection, Refusal, RouteAnswer, RouteQuery, Save};
 pub use linux::LinuxKernel;
+pub use ruleset::TABLE;
 pub use shape::Bucket;
+pub use trace::{TRACE_TABLE, TraceFlow};
 
 use crate::model::{Address, IfName, Rate, Route};
 use ipnet::{Ipv4Net, Ipv6Net};

@@ -1,18 +1,13 @@
-//! Runs nft(8): the crate's own helpers lose what nft says on stderr, so this is ours.
+//! Changes and reads our tables by nft(8): the crate's own helpers lose what nft says on stderr, so this is ours.
 
 use super::{
-    Tables, Traffic,
+    Tables, Traffic, program,
     ruleset::{self, FAMILIES, TABLE, word},
 };
 use nftables::{batch::Batch, types::NfFamily};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use shared::fault::{Fault, Kind};
-use std::{process::Stdio, time::Duration};
-use tokio::{io::AsyncWriteExt as _, process::Command, time::timeout};
-
-/// Longest run of nft; a whole replacement with thousands of members takes well under a second.
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// Carries out a transaction.
 ///
@@ -40,7 +35,7 @@ pub async fn apply_text(text: &str) -> Result<(), Fault> {
 /// INTERNAL with nft's own words.
 #[tracing::instrument(level = "info", skip_all)]
 pub async fn traffic() -> Result<Traffic, Fault> {
-    let listing = list(NfFamily::Bridge).await?;
+    let listing = list(word(NfFamily::Bridge), TABLE).await?;
     Ok(listing.as_ref().map(ruleset::traffic).unwrap_or_default())
 }
 
@@ -50,7 +45,7 @@ pub async fn traffic() -> Result<Traffic, Fault> {
 /// INTERNAL with nft's own words.
 #[tracing::instrument(level = "info", skip_all)]
 pub async fn read() -> Result<Tables, Fault> {
-    let (bridge, inet) = tokio::join!(list(FAMILIES[0]), list(FAMILIES[1]));
+    let (bridge, inet) = tokio::join!(list(word(FAMILIES[0]), TABLE), list(word(FAMILIES[1]), TABLE));
     let mut tables = Tables::default();
     let mut digest = Some(Sha256::new());
     for listing in [bridge?, inet?] {
@@ -70,8 +65,12 @@ pub async fn read() -> Result<Tables, Fault> {
     Ok(tables)
 }
 
-async fn list(family: NfFamily) -> Result<Option<Value>, Fault> {
-    match run(&["-j", "list", "table", word(family), TABLE], &[]).await {
+/// One table; `None` if there is none.
+///
+/// # Errors
+/// INTERNAL with nft's own words.
+pub async fn list(family: &str, table: &str) -> Result<Option<Value>, Fault> {
+    match run(&["-j", "list", "table", family, table], &[]).await {
         Ok(text) => serde_json::from_slice(&text)
             .map(Some)
             .map_err(|e| Fault::internal("nft printed something that is not JSON").cause(&e)),
@@ -86,6 +85,18 @@ async fn list(family: NfFamily) -> Result<Option<Value>, Fault> {
     }
 }
 
+/// Everybody's rules: as JSON, and in nft's words with handles and without counts.
+///
+/// # Errors
+/// As `version`; INTERNAL with nft's own words.
+pub async fn everything() -> Result<(Value, String), Fault> {
+    let (json, text) =
+        tokio::join!(run(&["-j", "list", "ruleset"], &[]), run(&["-s", "-a", "list", "ruleset"], &[]));
+    let json = serde_json::from_slice(&json?)
+        .map_err(|e| Fault::internal("nft printed something that is not JSON").cause(&e))?;
+    Ok((json, String::from_utf8_lossy(&text?).into_owned()))
+}
+
 /// First line of `nft --version`.
 ///
 /// # Errors
@@ -96,36 +107,11 @@ pub async fn version() -> Result<String, Fault> {
 }
 
 async fn run(arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, Fault> {
-    let failed = |what: &str| Fault::new(Kind::Internal, "NFT", what);
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .env_clear()
-        .env("LC_ALL", "C")
-        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| {
-            failed("cannot run nft").with_kind(Kind::FailedPrecondition).cause(&e).hint("install nftables")
-        })?;
-    let mut stdin = child.stdin.take();
-    let feed = async move {
-        if let Some(stdin) = &mut stdin {
-            // A failure shows in nft's own words below.
-            let _ = stdin.write_all(input).await;
-        }
-        drop(stdin);
-    };
-    let (output, ()) = timeout(LIMIT, async { tokio::join!(child.wait_with_output(), feed) })
-        .await
-        .map_err(|_| failed("nft did not end in time"))?;
-    let output = output.map_err(|e| failed("cannot read nft's answer").cause(&e))?;
+    let output = program::run("nft", arguments, input).await?;
     if output.status.success() {
         return Ok(output.stdout);
     }
     let words = String::from_utf8_lossy(&output.stderr);
     let words = words.lines().next().unwrap_or("nft said nothing").to_owned();
-    Err(failed("nft refused the rules").cause(&std::io::Error::other(words)))
+    Err(Fault::new(Kind::Internal, "NFT", "nft refused the rules").cause(&std::io::Error::other(words)))
 }

@@ -22,7 +22,7 @@ pub use traffic::traffic;
 /// Name of both tables.
 pub const TABLE: &str = "kvmctl";
 /// An empty chain whose name carries the instance: nft 1.0.6 has no table comments in JSON.
-const MARK: &str = "kv_mark_";
+pub const MARK: &str = "kv_mark_";
 /// Both families that have a table, with the static part of it.
 const TABLES: [(NfFamily, &str); 2] = [
     (NfFamily::Bridge, include_str!("ruleset/bridge.nft")),

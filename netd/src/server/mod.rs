@@ -1,16 +1,20 @@
 //! The gRPC services. Wire types end here.
 
 mod capture;
+mod diagnose;
 mod event;
 mod host;
 mod network;
 mod port;
 
-use crate::{kernel::Kernel, reconciler::Reconciler};
+use crate::{
+    kernel::{Inspect, Kernel},
+    reconciler::Reconciler,
+};
 use proto::netd::v1::{
-    capture_service_server::CaptureServiceServer, event_service_server::EventServiceServer,
-    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
-    port_service_server::PortServiceServer,
+    capture_service_server::CaptureServiceServer, diagnose_service_server::DiagnoseServiceServer,
+    event_service_server::EventServiceServer, host_service_server::HostServiceServer,
+    network_service_server::NetworkServiceServer, port_service_server::PortServiceServer,
 };
 use shared::fault::{Fault, Kind};
 use tokio_util::sync::CancellationToken;
@@ -21,11 +25,12 @@ const PAGE: usize = 1000;
 
 /// All services of `netd.v1`. Their streams end when `stop` is cancelled.
 #[must_use]
-pub fn routes<K: Kernel>(reconciler: Reconciler<K>, stop: CancellationToken) -> Routes {
+pub fn routes<K: Kernel + Inspect>(reconciler: Reconciler<K>, stop: CancellationToken) -> Routes {
     Routes::new(NetworkServiceServer::new(network::Service(reconciler.clone())))
         .add_service(PortServiceServer::new(port::Service(reconciler.clone())))
         .add_service(CaptureServiceServer::new(capture::Service::new(reconciler.clone(), stop.clone())))
         .add_service(EventServiceServer::new(event::Service::new(reconciler.clone(), stop)))
+        .add_service(DiagnoseServiceServer::new(diagnose::Service::new(reconciler.clone())))
         .add_service(HostServiceServer::new(host::Service(reconciler)))
 }
 
