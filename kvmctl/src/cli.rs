@@ -1,10 +1,12 @@
 //! The command line as it is written: no behaviour. The doc comments are the help.
 
 mod capture;
+mod diagnose;
 mod network;
 mod vm;
 
 pub use capture::CapturePort;
+pub use diagnose::{Peer, Why, WhyProtocol};
 pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdateNetwork, UpdatePort};
 pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
 
@@ -121,6 +123,16 @@ Examples:
     /// What the daemons can do on this host
     #[command(subcommand)]
     Host(HostCommand),
+    /// Says what on this host keeps guests' packets from passing, who made it so, and what to do
+    ///
+    /// Reads everybody's packet rules, routes and switches, and changes nothing. Ends with 1 if something that a
+    /// network promises does not work.
+    Doctor,
+    /// Walks one packet's way from or to a guest, and says where it would die
+    ///
+    /// Ends with 1 if it would.
+    #[command(after_help = diagnose::WHY_HELP)]
+    Why(Why),
     /// Writes the manual pages
     #[command(hide = true)]
     Man {

@@ -4,8 +4,8 @@
 use crate::cli::Global;
 use proto::{
     netd::v1::{
-        capture_service_client::CaptureServiceClient, event_service_client::EventServiceClient,
-        host_service_client::HostServiceClient as NetdHostClient,
+        capture_service_client::CaptureServiceClient, diagnose_service_client::DiagnoseServiceClient,
+        event_service_client::EventServiceClient, host_service_client::HostServiceClient as NetdHostClient,
         network_service_client::NetworkServiceClient, port_service_client::PortServiceClient,
     },
     vmd::v1::{host_service_client::HostServiceClient as VmdHostClient, vm_service_client::VmServiceClient},
@@ -87,6 +87,15 @@ impl Clients {
     /// If the address cannot be used.
     pub fn netd_host(&self) -> Result<NetdHostClient<Traced>, Fault> {
         Ok(NetdHostClient::with_interceptor(self.netd.channel()?, Inject))
+    }
+
+    /// netd's diagnosis.
+    ///
+    /// # Errors
+    /// If the address cannot be used.
+    pub fn diagnose(&self) -> Result<DiagnoseServiceClient<Traced>, Fault> {
+        let client = DiagnoseServiceClient::with_interceptor(self.netd.channel()?, Inject);
+        Ok(client.max_decoding_message_size(LARGEST_ANSWER))
     }
 
     /// vmd's machines.

@@ -2,6 +2,7 @@
 
 mod capture;
 pub mod console;
+mod diagnose;
 pub mod events;
 pub mod host;
 pub mod network;
@@ -26,6 +27,8 @@ pub async fn run(command: Command, clients: &Clients, printer: &mut Printer<'_>)
         Command::Vm(command) => vm::run(command, clients, printer).await,
         Command::Events { since, follow } => events::run(since, follow, clients, printer).await,
         Command::Host(HostCommand::Show) => host::show(clients, printer).await,
+        Command::Doctor => diagnose::doctor(clients, printer).await,
+        Command::Why(why) => diagnose::why(why, clients, printer).await,
         Command::Man { dir } => Ok(crate::man::write(&dir)?),
     }
 }

@@ -74,6 +74,7 @@ pub async fn run(invocation: Invocation) -> ExitCode {
     let (result, trace_id) = work.instrument(span).await;
     let code = match result {
         Ok(()) | Err(Stop::PipeClosed) => ExitCode::SUCCESS,
+        Err(Stop::Negative) => ExitCode::from(diagnose::FAILED),
         Err(Stop::Fault(fault)) => report(&fault, trace_id.as_deref()),
     };
     telemetry.finish().await;
@@ -87,8 +88,9 @@ async fn command(cli: Cli) -> Result<(), Stop> {
     // Locked for each write only: the console writes through tokio's handle.
     let (mut out, mut remarks) = (io::stdout(), io::stderr());
     let mut printer = Printer::new(output, &mut out, &mut remarks);
-    commands::run(command, &clients, &mut printer).await?;
-    Ok(printer.finish()?)
+    let done = commands::run(command, &clients, &mut printer).await;
+    printer.finish()?;
+    done
 }
 
 fn report(fault: &Fault, trace_id: Option<&str>) -> ExitCode {

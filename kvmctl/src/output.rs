@@ -1,6 +1,7 @@
 //! What goes to standard output, in the format asked for.
 
 pub mod address;
+pub mod diagnose;
 pub mod event;
 pub mod host;
 pub mod network;
@@ -45,6 +46,8 @@ pub enum Stop {
     Fault(Fault),
     /// The reader of standard output has seen enough. That is no failure.
     PipeClosed,
+    /// It was carried out, and what it printed is bad news.
+    Negative,
 }
 
 impl From<Fault> for Stop {
@@ -127,6 +130,21 @@ impl<'a> Printer<'a> {
             Format::Table => self.text(&object.sheet()),
             Format::Name => self.text(object.name()),
             Format::Json | Format::Yaml => self.value(object),
+        }
+    }
+
+    /// Prints everything about each of several objects; `none` for people if there are none.
+    ///
+    /// # Errors
+    /// If standard output cannot be written.
+    pub fn report<T: Object>(&mut self, objects: &[T], none: &str) -> Result<(), Stop> {
+        match (self.format, objects) {
+            (Format::Table, []) => self.text(none),
+            (Format::Table, objects) => {
+                let sheets: Vec<_> = objects.iter().map(Object::sheet).collect();
+                self.text(&sheets.join("\n\n"))
+            }
+            _ => self.list(objects),
         }
     }
 

@@ -3,9 +3,11 @@
 //! Pure: no file is looked at here except that relative paths get the working directory in front.
 
 mod nic;
+mod peer;
 mod rate;
 
 pub use nic::nic;
+pub use peer::peer;
 pub use rate::{Limit, limit, rate, rate_text};
 
 use proto::vmd::v1::{Disk, DiskBus, DiskCache, DiskMedia};

@@ -241,3 +241,49 @@ fn the_shell_is_offered_names_that_exist() {
     // No daemon: nothing, and no error text in the middle of the line.
     assert_eq!(complete("kvmctl --netd unix:///nonexistent network show"), "");
 }
+
+#[test]
+fn the_doctor_ends_with_1_while_something_is_in_the_way() {
+    let fake = Fake::start();
+    let ran = fake.run("doctor");
+    assert_eq!((ran.code, ran.err.as_str()), (Some(1), ""));
+    insta::assert_snapshot!(ran.out, @r"
+    error: a rule of another program drops TCP over IPv4 from guests of `lan` to the outside
+      where  table ip filter, chain FORWARD, policy drop
+      who    Docker
+      fix    iptables -I DOCKER-USER -i kvb-lan -j ACCEPT
+             iptables -I DOCKER-USER -o kvb-lan -j ACCEPT
+
+    warning: a record cannot be read\u{7}
+    ");
+    let json: serde_json::Value = serde_json::from_str(&fake.run("doctor -o json").out).unwrap();
+    assert_eq!(json[0]["networks"], serde_json::json!(["lan"]));
+    assert!(json[0]["place"].is_null());
+    assert_eq!(fake.run("why web 192.0.2.1").code, Some(0));
+    let ran = fake.run("doctor");
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), "nothing is in the way of guests' packets\n"));
+    assert_eq!(fake.run("doctor -o json").out, "[]\n");
+}
+
+#[test]
+fn a_way_is_told_step_by_step_and_ends_with_1_where_the_packet_does() {
+    let fake = Fake::start();
+    let ran = fake.run("why web --from 192.0.2.1:22 --trace 5");
+    assert_eq!((ran.code, ran.err.as_str()), (Some(1), ""));
+    insta::assert_snapshot!(ran.out, @r"
+    tcp from 10.61.0.2 to 192.0.2.1 port 22, web-0 on network lan
+
+    pass     port     192.0.2.1, Tcp
+    drop     forward  192.0.2.1, Tcp
+
+    it would die at: forward, most likely made by Docker
+    fix: iptables -I DOCKER-USER -o kvb-lan -j ACCEPT
+
+    trace: 2 packets seen, 1 dropped by rules
+      ip filter FORWARD policy drop
+    ");
+    let ran = fake.run("why web db");
+    assert_eq!(ran.code, Some(0));
+    assert!(ran.out.contains("vms/db, Icmp") && ran.out.contains("it would arrive"), "{}", ran.out);
+    assert_eq!(fake.run("why web 192.0.2.1 -o name").out, "web\n");
+}

@@ -42,6 +42,7 @@ impl Fake {
             .add_service(netd::network_service_server::NetworkServiceServer::new(Networks::default()))
             .add_service(netd::port_service_server::PortServiceServer::new(Ports::default()))
             .add_service(netd::host_service_server::HostServiceServer::new(NetdHost))
+            .add_service(netd::diagnose_service_server::DiagnoseServiceServer::new(Diagnosis::default()))
             .add_service(vmd::vm_service_server::VmServiceServer::new(Vms::default()))
             .serve_with_incoming(UnixListenerStream::new(listener));
         runtime.spawn(server);
@@ -185,6 +186,65 @@ impl netd::port_service_server::PortService for Ports {
     }
     async fn delete_port(&self, _: Request<netd::DeletePortRequest>) -> Reply<netd::DeletePortResponse> {
         unused()
+    }
+}
+
+/// Docker is in the way, until somebody has asked why.
+#[derive(Default)]
+struct Diagnosis(AtomicUsize);
+
+#[tonic::async_trait]
+impl netd::diagnose_service_server::DiagnoseService for Diagnosis {
+    async fn diagnose(&self, _: Request<netd::DiagnoseRequest>) -> Reply<netd::DiagnoseResponse> {
+        if self.0.load(Ordering::Relaxed) > 0 {
+            return Ok(Response::new(netd::DiagnoseResponse::default()));
+        }
+        let docker = netd::Finding {
+            severity: netd::Severity::Error.into(),
+            reason: "RULE_DROPS".into(),
+            message: "a rule of another program drops TCP over IPv4 from guests of `lan` to the outside"
+                .into(),
+            location: "table ip filter, chain FORWARD, policy drop".into(),
+            program: "Docker".into(),
+            fix: "iptables -I DOCKER-USER -i kvb-lan -j ACCEPT\niptables -I DOCKER-USER -o kvb-lan -j ACCEPT"
+                .into(),
+            networks: vec!["networks/lan".into()],
+            ..Default::default()
+        };
+        let warning = netd::Finding {
+            severity: netd::Severity::Warning.into(),
+            reason: "HOST_WARNING".into(),
+            message: "a record cannot be read\u{7}".into(),
+            ..Default::default()
+        };
+        Ok(Response::new(netd::DiagnoseResponse { findings: vec![docker, warning] }))
+    }
+
+    async fn explain(&self, request: Request<netd::ExplainRequest>) -> Reply<netd::ExplainResponse> {
+        let asked = request.into_inner();
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let verdict = if asked.from_peer { netd::PacketVerdict::Drop } else { netd::PacketVerdict::Pass };
+        let step = |stage: &str, verdict: netd::PacketVerdict, fix: &str| netd::Step {
+            stage: stage.into(),
+            verdict: verdict.into(),
+            detail: format!("{}, {:?}", asked.peer, asked.protocol()),
+            program: if fix.is_empty() { String::new() } else { "Docker".into() },
+            fix: fix.into(),
+            ..Default::default()
+        };
+        let fix = if asked.from_peer { "iptables -I DOCKER-USER -o kvb-lan -j ACCEPT" } else { "" };
+        Ok(Response::new(netd::ExplainResponse {
+            steps: vec![step("port", netd::PacketVerdict::Pass, ""), step("forward", verdict, fix)],
+            verdict: verdict.into(),
+            port: "networks/lan/ports/web-0".into(),
+            source: "10.61.0.2".into(),
+            destination: asked.peer.clone(),
+            trace: (asked.trace_seconds > 0).then(|| netd::Trace {
+                packet_count: 2,
+                drop_count: 1,
+                lines: vec!["ip filter FORWARD policy drop".into()],
+            }),
+        }))
     }
 }
 

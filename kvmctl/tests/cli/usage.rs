@@ -36,6 +36,10 @@ fn wrong_usage_is_code_2_and_says_why() {
         ("vm wait web --for paused", "running, stopped, ip"),
         ("vm create web --network lan,ip=10.0.0.2/24", "without a prefix length"),
         ("vm create web --network lan,rate-in=0", "a rate of zero"),
+        ("why web", "<DEST[:PORT]|--from"),
+        ("why web 192.0.2.1 --from 192.0.2.2", "cannot be used with"),
+        ("why web 192.0.2.1:http", "hint: write 192.0.2.1:80"),
+        ("why web 192.0.2.1 --trace 61", "1..=60"),
     ] {
         let ran = run(arguments);
         assert_eq!(ran.code, Some(2), "{arguments}: {}", ran.err);
@@ -75,6 +79,8 @@ fn help_of_every_command_fits_80_columns() {
         "vm wait",
         "host",
         "host show",
+        "doctor",
+        "why",
     ] {
         let ran = run(&format!("{command} --help"));
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{command}");
@@ -89,6 +95,7 @@ fn help_texts() {
     assert_snapshot!("network-create", run("network create -h").out);
     assert_snapshot!("vm-create", run("vm create -h").out);
     assert_snapshot!("vm-wait", run("vm wait -h").out);
+    assert_snapshot!("why", run("why -h").out);
 }
 
 #[test]
@@ -120,7 +127,9 @@ fn a_daemon_that_is_not_there_is_code_3() {
 fn every_command_has_a_manual_page() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(run(&format!("man {}", dir.path().display())).code, Some(0));
-    for page in ["kvmctl.1", "kvmctl-network-create.1", "kvmctl-vm-console.1", "kvmctl-host-show.1"] {
+    for page in
+        ["kvmctl.1", "kvmctl-network-create.1", "kvmctl-vm-console.1", "kvmctl-host-show.1", "kvmctl-why.1"]
+    {
         let text = std::fs::read_to_string(dir.path().join(page)).unwrap();
         assert!(text.contains(".TH"), "{page}");
     }
