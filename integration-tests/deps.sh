@@ -15,6 +15,13 @@ packages=(
     iputils-ping tcpdump util-linux jq strace procps  # tests and demo
     gcc libc6-dev make git                         # the build
 )
+# Other programs that make networks and rules: tests run them in namespaces.
+neighbours=(
+    docker.io iptables
+    firewalld dbus-daemon
+    libvirt-daemon libvirt-clients dnsmasq-base
+)
+packages+=("${neighbours[@]}")
 # build.sh of the test guest downloads a kernel of it.
 guest_kernel=linux-image-cloud-amd64
 
@@ -50,6 +57,25 @@ matching_qemu_utils() {
     esac
 }
 
+# None of the neighbours may start on this machine: not now, by Debian's own switch for that, nor at its next boot.
+POLICY=/usr/sbin/policy-rc.d
+held=
+hold_services() {
+    [ ! -e $POLICY ] || return 0
+    held=1
+    printf '#!/bin/sh\nexit 101\n' | as_root tee $POLICY >/dev/null
+    as_root chmod 755 $POLICY
+}
+# release_services PACKAGE...: the packages that were installed.
+release_services() {
+    local units=()
+    [ -z "$held" ] || as_root rm -f $POLICY
+    [ -d /run/systemd/system ] || return 0
+    case " $* " in *' docker.io '*) units+=(docker.service docker.socket containerd.service) ;; esac
+    case " $* " in *' firewalld '*) units+=(firewalld.service) ;; esac
+    [ ${#units[@]} -eq 0 ] || quietly as_root systemctl disable "${units[@]}"
+}
+
 install() {
     local utils=''
     case " $* " in *' qemu-system-x86 '*) utils=$(matching_qemu_utils) ;; esac
@@ -83,6 +109,8 @@ done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 echo "installing ${missing[*]}"
+trap 'release_services "${missing[@]}"' EXIT
+hold_services
 # Old lists name files that are gone; with fresh ones it works, or the fault is another.
 if ! log=$(install "${missing[@]}"); then
     fresh_lists

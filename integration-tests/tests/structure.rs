@@ -78,6 +78,12 @@ fn only_netds_kernel_folder_knows_the_kernels_types() {
             "netd/src/plan/shape.rs",
             "netd/src/capture/pcapng.rs",
             "netd/src/alloc.rs",
+            "netd/src/diagnose/nft.rs",
+            "netd/src/diagnose/iptables.rs",
+            "netd/src/diagnose/eval.rs",
+            "netd/src/diagnose/probe.rs",
+            "netd/src/diagnose/health.rs",
+            "netd/src/diagnose/why.rs",
             "netd/src/kernel/ruleset.rs",
             "vmd/src/machine.rs",
         ];

@@ -4,14 +4,10 @@ use super::{Attack, Group, ipv6::listener_queries};
 use crate::scene::Scene;
 use integration_tests::frames::{
     icmp6::{Icmp6, ROUTER_ADVERTISEMENT},
-    ipv4::Ipv4,
     ipv6::{ALL_NODES, DESTINATION, HOP_BY_HOP, Ipv6, NO_SEGMENTS, PADDING, ROUTER_ALERT, ROUTING},
-    transport::{ICMP, ICMP6, icmp},
+    transport::ICMP6,
 };
-use std::net::{Ipv4Addr, Ipv6Addr};
-
-/// IANA protocol number.
-const IGMP: u8 = 2;
+use std::net::Ipv6Addr;
 
 pub fn attacks(scene: &Scene) -> Vec<Attack> {
     let Scene { own, neighbour, gateway, .. } = scene;
@@ -77,33 +73,5 @@ pub fn attacks(scene: &Scene) -> Vec<Attack> {
         sent("a redirect in an atomic fragment", redirect(own.link_local).atomic_fragment()),
     ];
     attacks.extend(listener_queries(scene));
-    attacks.extend(words_in_ipv4(scene));
     attacks
-}
-
-/// ICMP and IGMP have their routers, too.
-fn words_in_ipv4(scene: &Scene) -> Vec<Attack> {
-    let Scene { own, neighbour, gateway, .. } = scene;
-    let (me, them) = (own.ipv4, neighbour.ipv4);
-    let all = Ipv4Addr::new(224, 0, 0, 1);
-    let group = [1, 0, 0x5e, 0, 0, 1];
-    let sent = |what, packet: Ipv4| Attack::new(Group::Router, what, own.ipv4(neighbour.mac, &packet));
-    // One router, preference 0, for half an hour (RFC 1256).
-    let advertisement = icmp(9, 0, &[&[1, 2, 7, 8][..], &me.octets(), &[0; 4]].concat());
-    let old = Ipv4::echo((them, Ipv4Addr::new(10, 99, 0, 1))).bytes();
-    let redirect = icmp(5, 1, &[&me.octets()[..], &old[..28]].concat());
-    let query = icmp(0x11, 100, &[0; 4]);
-    let general = Ipv4::new((me, all), IGMP, query.clone());
-    vec![
-        sent("an ICMP router advertisement", Ipv4::new((me, them), ICMP, advertisement.clone())),
-        Attack::new(
-            Group::Router,
-            "an ICMP router advertisement to all",
-            own.ipv4(group, &Ipv4::new((me, all), ICMP, advertisement)),
-        ),
-        sent("an ICMP redirect from its own address", Ipv4::new((me, them), ICMP, redirect)),
-        sent("an IGMP query to one", Ipv4::new((me, them), IGMP, query)),
-        Attack::new(Group::Router, "an IGMP query", own.ipv4(group, &general)),
-        Attack::new(Group::Router, "an IGMP query to the host", own.ipv4(gateway.mac, &general)),
-    ]
 }
