@@ -3,9 +3,10 @@
 use prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "netd/v1/network.proto",
     "netd/v1/port.proto",
+    "netd/v1/forward.proto",
     "netd/v1/capture.proto",
     "netd/v1/event.proto",
     "netd/v1/host.proto",

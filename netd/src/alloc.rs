@@ -1,8 +1,10 @@
 //! Decisions that are made once, at a create, and recorded: names, subnets, MACs, what a NIC takes along. Pure.
 
 mod address;
+mod forward;
 
 pub use address::{Addresses, LINK_LOCAL, addresses, check_names, eui64};
+pub use forward::{check_forward, check_listen, forward_name, is_unfit};
 
 use crate::{
     kernel::{Link, LinkKind, Observed},

@@ -1,8 +1,10 @@
 //! Wire types to model types and back: where a request is checked for form.
 
 pub mod diagnose;
+mod forward;
 mod port;
 
+pub use forward::{forward, forward_key, new_forward};
 pub use port::{new_port, port, port_change, port_key};
 
 use crate::{

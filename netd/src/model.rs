@@ -1,9 +1,11 @@
 //! What netd thinks in: validated, and free of wire and kernel types.
 
 mod event;
+mod forward;
 mod port;
 
 pub use event::{Event, EventKind};
+pub use forward::{Forward, ForwardKey, ForwardSpec, Forwarding, Protocol, Target, forward_resource};
 pub use port::{Port, PortKey, PortSpec, Rate, Reservation, port_resource};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};

@@ -2,10 +2,12 @@
 //!
 //! Removals come before additions, packet rules before links that go up. A plan that is empty means: converged.
 
+mod forward;
 mod shape;
 mod sysctls;
 mod takeover;
 
+pub use forward::InForce;
 pub use sysctls::{ACCEPT_REDIRECTS, BRIDGE_NF, FORWARD4, FORWARD6, accept_ra};
 
 use crate::{
@@ -14,7 +16,10 @@ use crate::{
         Action, BridgeProfile, Element, Elements, Link, LinkKind, Observed, PortFlags, RESERVED_GROUPS,
         TapSpec,
     },
-    model::{Address, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Reservation, Route, SavedSysctl},
+    model::{
+        Address, Forward, ForwardKey, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Reservation, Route,
+        SavedSysctl,
+    },
 };
 use ipnet::IpNet;
 use shared::{
@@ -35,6 +40,8 @@ pub struct Desired {
     pub networks: BTreeMap<Name, Network>,
     /// Ports by network and name.
     pub ports: BTreeMap<PortKey, Port>,
+    /// Forwards by network and name.
+    pub forwards: BTreeMap<ForwardKey, Forward>,
     /// Addresses set aside for ports that are gone.
     pub reservations: BTreeMap<PortKey, Reservation>,
     /// Host-wide sysctls that were changed.
@@ -131,6 +138,9 @@ impl Desired {
                 IpAddr::V6(v6) => Element::Apart6(network.bridge.clone(), v6),
             }));
         }
+        if self.reflects(port) {
+            elements.insert(Element::ReflectedTap(port.tap.clone()));
+        }
         Elements(elements)
     }
 
@@ -139,7 +149,8 @@ impl Desired {
     fn all_elements(&self) -> Elements {
         let networks = self.networks.values().map(|n| self.network_elements(n));
         let ports = self.ports.values().map(|p| self.port_elements(p));
-        Elements(networks.chain(ports).flat_map(|e| e.0).collect())
+        let forwards = self.networks.keys().map(|name| self.forward_elements(name));
+        Elements(networks.chain(ports).chain(forwards).flat_map(|e| e.0).collect())
     }
 
     /// What both tables need. `digest` is that of the static rules when netd last wrote them; `None` before.
@@ -319,6 +330,7 @@ impl Desired {
                 root_block: port.spec.filter,
                 isolated: port.spec.isolated,
                 reserved_groups: RESERVED_GROUPS,
+                hairpin: self.reflects(port),
             },
             rate: port.spec.rate_in,
             ifb: port.spec.rate_out.map(|_| port.ifb()),

@@ -11,6 +11,7 @@
 
 mod converge;
 mod events;
+mod forward;
 mod network;
 mod port;
 #[cfg(test)]
@@ -18,7 +19,9 @@ mod test;
 
 use crate::{
     kernel::{Action, Kernel, Observed, Scope, Traffic},
-    model::{Event, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State},
+    model::{
+        Event, Forward, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
+    },
     plan::Desired,
 };
 use events::{EVENT, Events};
@@ -36,12 +39,14 @@ use tokio::sync::{Mutex, MutexGuard};
 use tracing::Instrument as _;
 
 pub use events::Watch;
+pub use forward::{ForwardView, NewForward};
 pub use network::{NetworkChange, NewNetwork};
 pub(crate) use port::may_change;
 pub use port::{NewPort, PortChange};
 
 const NETWORK: &str = "network";
 const PORT: &str = "port";
+const FORWARD: &str = "forward";
 const SYSCTL: &str = "sysctl";
 const RESERVATION: &str = "reservation";
 
@@ -114,11 +119,19 @@ impl<K: Kernel> Reconciler<K> {
     pub async fn load(kernel: K, store: Store) -> Result<Self, Fault> {
         let networks = store.load::<Network>(NETWORK).await?;
         let ports = store.load::<Port>(PORT).await?;
+        let forwards = store.load::<Forward>(FORWARD).await?;
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
         let reservations = store.load::<Reservation>(RESERVATION).await?;
         let events = store.load::<Event>(EVENT).await?;
-        let broken =
-            [networks.broken, ports.broken, sysctls.broken, reservations.broken, events.broken].concat();
+        let broken = [
+            networks.broken,
+            ports.broken,
+            forwards.broken,
+            sysctls.broken,
+            reservations.broken,
+            events.broken,
+        ]
+        .concat();
         let warnings = broken
             .iter()
             .map(|b| format!("the record `{}` cannot be read and is left alone: {}", b.id, b.why))
@@ -127,6 +140,7 @@ impl<K: Kernel> Reconciler<K> {
             instance: store.instance().simple().to_string(),
             networks: networks.records.into_iter().map(|(_, n)| (n.name.clone(), n)).collect(),
             ports: ports.records.into_iter().map(|(_, p)| (p.key(), p)).collect(),
+            forwards: forwards.records.into_iter().map(|(_, f)| (f.key(), f)).collect(),
             reservations: reservations.records.into_iter().map(|(_, r)| (r.key(), r)).collect(),
             saved: sysctls.records.into_iter().collect(),
         };
@@ -280,15 +294,20 @@ impl<K: Kernel> Reconciler<K> {
         Ok(())
     }
 
-    /// Removes the records of objects that are gone from the kernel. The addresses of a port stay set aside as long
-    /// as its network is there.
+    /// Removes the records of objects that are gone from the kernel, and those of a network's forwards with it. The
+    /// addresses of a port stay set aside as long as its network is there.
     async fn forget(&self, networks: &[Name], ports: &[PortKey]) -> Result<(), Fault> {
         let port_name = |key: &PortKey| crate::model::port_resource(&key.0, &key.1);
         let (kept, freed) = self.reservations_after(networks, ports);
+        let forwards: Vec<_> = {
+            let records = self.read();
+            networks.iter().flat_map(|name| records.desired.forwards_of(name)).map(Forward::key).collect()
+        };
         let mut ops: Vec<_> = networks
             .iter()
             .map(|name| Op::delete(NETWORK, name.to_string()))
             .chain(ports.iter().map(|key| Op::delete(PORT, port_name(key))))
+            .chain(forwards.iter().map(|key| Op::delete(FORWARD, forward_resource(&key.0, &key.1))))
             .chain(freed.iter().map(|key| Op::delete(RESERVATION, port_name(key))))
             .collect();
         for reservation in &kept {
@@ -306,6 +325,10 @@ impl<K: Kernel> Reconciler<K> {
         for key in ports {
             records.desired.ports.remove(key);
             records.states.remove(&port_name(key));
+        }
+        for key in &forwards {
+            records.desired.forwards.remove(key);
+            records.states.remove(&forward_resource(&key.0, &key.1));
         }
         for key in &freed {
             records.desired.reservations.remove(key);
@@ -330,6 +353,7 @@ impl<K: Kernel> Reconciler<K> {
                 name: port.name.clone(),
                 ipv4: port.ipv4,
                 ipv6: port.ipv6,
+                hostname: port.spec.hostname.clone(),
                 order,
             })
             .collect();

@@ -3,11 +3,11 @@
 //! Every call of the trait is a step, `observe` as well as `apply`. A script says at which step what goes wrong.
 
 use super::{
-    Action, BridgeProfile, Bucket, Elements, Kernel, Link, LinkKind, Observed, PortFlags, Scope, Tables,
-    TapSpec, Traffic,
+    Action, BridgeProfile, Bucket, Elements, Kernel, Link, LinkKind, Listener, Observed, PortFlags, Scope,
+    Tables, TapSpec, Traffic,
 };
 use crate::{
-    model::{Address, IfName, LINK_GROUP, Route},
+    model::{Address, IfName, LINK_GROUP, Protocol, Route},
     plan,
 };
 use ipnet::IpNet;
@@ -56,6 +56,7 @@ struct State {
     script: Option<(usize, Effect, Ending)>,
     refuses: Option<Predicate>,
     meddles: usize,
+    listeners: Vec<(Protocol, u16, Listener)>,
 }
 
 /// All that there is on the host, in a form that compares.
@@ -130,6 +131,12 @@ impl FakeKernel {
     /// Changes the host as another program would.
     pub fn meddle(&self, change: impl FnOnce(&mut Host)) {
         change(&mut self.lock().host);
+    }
+
+    /// A program of the host takes a port.
+    pub fn listen(&self, protocol: Protocol, port: u16, address: IpAddr) {
+        let listener = Listener { address, program: Some("`sshd` (process 7)".to_owned()) };
+        self.lock().listeners.push((protocol, port, listener));
     }
 
     /// Carries out actions of another program: no step, no script, no record.
@@ -247,6 +254,14 @@ impl Kernel for FakeKernel {
 
     async fn traffic(&self) -> Result<Traffic, Fault> {
         Ok(Traffic::default())
+    }
+
+    async fn listeners(&self, protocol: Protocol, port: u16) -> Result<Vec<Listener>, Fault> {
+        self.step(|state| {
+            let found = state.listeners.iter().filter(|(p, at, _)| (*p, *at) == (protocol, port));
+            Ok(found.map(|(_, _, listener)| listener.clone()).collect())
+        })
+        .await
     }
 
     async fn apply(&self, action: &Action) -> Result<(), Fault> {
@@ -416,6 +431,7 @@ impl Host {
                     root_block: false,
                     isolated: false,
                     reserved_groups: 0,
+                    hairpin: false,
                 });
             }
             Action::AddAddress(name, address) => self.add_address(name, address, action)?,

@@ -125,6 +125,7 @@ fn port_flags(flags: &[InfoBridgePort]) -> PortFlags {
         root_block: false,
         isolated: false,
         reserved_groups: 0,
+        hairpin: false,
     };
     for flag in flags {
         match flag {
@@ -134,6 +135,7 @@ fn port_flags(flags: &[InfoBridgePort]) -> PortFlags {
             InfoBridgePort::Protect(on) => port.root_block = *on,
             InfoBridgePort::Isolated(on) => port.isolated = *on,
             InfoBridgePort::GroupFwdMask(mask) => port.reserved_groups = *mask,
+            InfoBridgePort::HairpinMode(on) => port.hairpin = *on,
             _ => {}
         }
     }

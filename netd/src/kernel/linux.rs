@@ -3,15 +3,15 @@
 mod shaping;
 
 use super::{
-    Action, BridgeProfile, Kernel, Link, LinkKind, Observed, Scope, TapSpec, Traffic,
+    Action, BridgeProfile, Kernel, Link, LinkKind, Listener, Observed, Scope, TapSpec, Traffic,
     link::{self, RawLink},
     nft,
     route::{address_message, is_local_route, multipath_links, parse_address, parse_routes, route_message},
-    ruleset, shape, sysctl,
+    ruleset, shape, socket, sysctl,
     tap::Tap,
 };
 use crate::{
-    model::{Address, IfName, LINK_GROUP},
+    model::{Address, IfName, LINK_GROUP, Protocol},
     plan,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -263,6 +263,7 @@ impl LinuxKernel {
             .root_block(flags.root_block)
             .isolated(flags.isolated)
             .group_fwd_mask(flags.reserved_groups)
+            .hairpin(flags.hairpin)
             .build();
         self.netlink
             .link()
@@ -412,6 +413,10 @@ impl Kernel for LinuxKernel {
         nft::version().await
     }
 
+    async fn listeners(&self, protocol: Protocol, port: u16) -> Result<Vec<Listener>, Fault> {
+        socket::listeners(protocol, port)
+    }
+
     async fn traffic(&self) -> Result<Traffic, Fault> {
         nft::traffic().await
     }
@@ -475,15 +480,8 @@ impl Kernel for LinuxKernel {
                     refused(format!("cannot remove the route to {} from `{name}`", route.destination), e)
                 })
             }
-            Action::ReplaceTables { instance, elements } => {
-                let traffic = nft::traffic().await?;
-                let kept = nft::apply_text(&ruleset::replace(instance, elements, &traffic)).await;
-                let Err(fault) = kept else { return Ok(()) };
-                // A tap that went meanwhile is no longer known to nft. The rules matter more than what was seen.
-                tracing::warn!(error = fault.chain(), "what guests' frames have left cannot be kept");
-                nft::apply_text(&ruleset::replace(instance, elements, &Traffic::default())).await
-            }
-            Action::ChangeElements { remove, add } => nft::apply(ruleset::change(remove, add)).await,
+            Action::ReplaceTables { instance, elements } => nft::replace(instance, elements).await,
+            Action::ChangeElements { remove, add } => nft::change(remove, add).await,
             Action::RemoveTables => nft::apply(ruleset::remove()).await,
             Action::SetSysctl { key, value } => sysctl::write(key, value),
         }

@@ -1,6 +1,7 @@
 //! The host's kernel, at the level of intentions: what there is, and one change at a time.
 
 pub mod bpf;
+mod conntrack;
 #[cfg(test)]
 pub mod fake;
 mod inspect;
@@ -14,6 +15,7 @@ mod program;
 mod route;
 mod ruleset;
 mod shape;
+mod socket;
 mod sysctl;
 mod tap;
 pub mod trace;
@@ -23,9 +25,10 @@ pub use inspect::{Inspect, Inspection, Refusal, RouteAnswer, RouteQuery, Save};
 pub use linux::LinuxKernel;
 pub use ruleset::TABLE;
 pub use shape::Bucket;
+pub use socket::Listener;
 pub use trace::{TRACE_TABLE, TraceFlow};
 
-use crate::model::{Address, IfName, Rate, Route};
+use crate::model::{Address, Forwarding, IfName, Protocol, Rate, Route};
 use ipnet::{Ipv4Net, Ipv6Net};
 use shared::{fault::Fault, mac::Mac};
 use std::{
@@ -135,6 +138,9 @@ pub struct PortFlags {
     /// its bit, one is the port's own: the host's IP takes what is in it as come by the tap, and no rule for bridges
     /// sees it.
     pub reserved_groups: u16,
+    /// Gets its own frames back where they are for its own MAC. With bridge netfilter on, what a guest sends to a
+    /// forward that leads to itself stays on the bridge.
+    pub hairpin: bool,
 }
 
 /// All reserved groups but the pause frame's, which never passes; the kernel refuses its bit.
@@ -200,6 +206,16 @@ pub enum Element {
     TapAddress6(IfName, Ipv6Addr),
     /// Tap whose frames never reach the host.
     IsolatedTap(IfName),
+    /// Tap that gets frames back which it sent to its own MAC.
+    ReflectedTap(IfName),
+    /// Port of the host that leads to a guest.
+    Forward4(Forwarding<Ipv4Addr>),
+    /// As `Forward4`.
+    Forward6(Forwarding<Ipv6Addr>),
+    /// Bridge, and a guest's address and port there that a forward leads to.
+    Open4(IfName, Ipv4Addr, Protocol, u16),
+    /// As `Open4`.
+    Open6(IfName, Ipv6Addr, Protocol, u16),
 }
 
 /// What guests' frames have left behind, by tap.
@@ -453,6 +469,16 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// INTERNAL if nft cannot be read.
     fn traffic(&self) -> impl Future<Output = Result<Traffic, Fault>> + Send;
+
+    /// The programs of the host that listen at a port, loopback included.
+    ///
+    /// # Errors
+    /// INTERNAL if the kernel cannot be read.
+    fn listeners(
+        &self,
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Future<Output = Result<Vec<Listener>, Fault>> + Send;
 
     /// Carries out one change. Doing it twice is no error.
     ///

@@ -1,7 +1,7 @@
 //! Changes and reads our tables by nft(8): the crate's own helpers lose what nft says on stderr, so this is ours.
 
 use super::{
-    Tables, Traffic, program,
+    Elements, Tables, Traffic, conntrack, program,
     ruleset::{self, FAMILIES, TABLE, word},
 };
 use nftables::{batch::Batch, types::NfFamily};
@@ -18,6 +18,31 @@ pub async fn apply(batch: Batch<'static>) -> Result<(), Fault> {
     let text = serde_json::to_vec(&batch.to_nftables())
         .map_err(|e| Fault::internal("cannot write rules as JSON").cause(&e))?;
     run(&["-j", "-f", "-"], &text).await.map(drop)
+}
+
+/// Removes and adds members of sets, and ends flows that began as a former forward said.
+///
+/// # Errors
+/// INTERNAL with nft's own words. Nothing was changed.
+pub async fn change(remove: &Elements, add: &Elements) -> Result<(), Fault> {
+    apply(ruleset::change(remove, add)).await?;
+    conntrack::settle(remove, add).await;
+    Ok(())
+}
+
+/// Replaces both tables, keeps what traffic has left in them, and ends flows that began while a forward was missing.
+///
+/// # Errors
+/// INTERNAL with nft's own words. Nothing was changed.
+pub async fn replace(instance: &str, elements: &Elements) -> Result<(), Fault> {
+    let traffic = traffic().await?;
+    if let Err(fault) = apply_text(&ruleset::replace(instance, elements, &traffic)).await {
+        // A tap that went meanwhile is no longer known to nft. The rules matter more than what was seen.
+        tracing::warn!(error = fault.chain(), "what guests' frames have left cannot be kept");
+        apply_text(&ruleset::replace(instance, elements, &Traffic::default())).await?;
+    }
+    conntrack::settle(&Elements::default(), elements).await;
+    Ok(())
 }
 
 /// As `apply`, for a transaction in nft's own language. It must be made of typed values only: nft looks up host names.

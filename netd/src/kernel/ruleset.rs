@@ -67,7 +67,8 @@ pub fn read(listing: &Value) -> Listing {
         {
             read.instance = Some(instance.to_owned());
         }
-        if let Some(set) = object.get_mut("set").and_then(Value::as_object_mut) {
+        let sort = if object.get("map").is_some() { "map" } else { "set" };
+        if let Some(set) = object.get_mut(sort).and_then(Value::as_object_mut) {
             let name = set.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
             let found = set.remove("elem").filter(|_| !filled_by_traffic(&name));
             for member in found.as_ref().and_then(Value::as_array).into_iter().flatten() {

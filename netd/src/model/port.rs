@@ -141,6 +141,9 @@ pub struct Reservation {
     pub ipv4: Option<Ipv4Addr>,
     /// Its IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
+    /// Its name in DNS, where that was another one.
+    #[serde(default)]
+    pub hostname: Option<Name>,
     /// Larger than that of every earlier one: the one of least number is given up first.
     pub order: i64,
 }

@@ -4,7 +4,7 @@
 use super::{Reconciler, not_converged};
 use crate::{
     kernel::{Action, Kernel, Observed, Scope},
-    model::{EventKind, Network, Port, PortKey, State},
+    model::{EventKind, Forward, Network, Port, PortKey, State},
     plan::Desired,
 };
 use shared::{fault::Fault, name::Name};
@@ -130,6 +130,7 @@ impl<K: Kernel> Reconciler<K> {
         // Without its rules in force no link may come up.
         let desired = self.desired();
         let rules = self.rules(&desired, &observed, writer).await;
+        self.settle_forwards(&desired, &rules).await?;
         let observed = self.0.kernel.observe(&Scope::Host).await?;
         for network in desired.networks.values().filter(|n| !n.deleting) {
             let result = match &rules {
@@ -227,6 +228,15 @@ impl<K: Kernel> Reconciler<K> {
         self.forget(&networks, &ports).await
     }
 
+    /// A forward is nothing but members of the sets: it is as the rules are.
+    async fn settle_forwards(&self, desired: &Desired, rules: &Result<(), Fault>) -> Result<(), Fault> {
+        for forward in desired.forwards.values().filter(|f| !f.deleting || rules.is_err()) {
+            self.publish(forward.resource(), rules.clone());
+        }
+        let gone = desired.forwards.values().filter(|f| f.deleting && rules.is_ok());
+        self.forget_forwards(&gone.map(Forward::key).collect::<Vec<_>>()).await
+    }
+
     async fn remove_port_link(
         &self,
         desired: &Desired,
@@ -308,10 +318,5 @@ pub(super) fn ports_of<'a>(
     desired: &'a Desired,
     network: &'a Name,
 ) -> impl Iterator<Item = &'a Port> + Clone {
-    let least: Name = "0".parse().expect("a digit is a name, and none sorts before it");
-    desired
-        .ports
-        .range((network.clone(), least)..)
-        .map(|(_, port)| port)
-        .take_while(move |port| port.network == *network)
+    desired.ports_of(network)
 }

@@ -8,7 +8,7 @@ use super::{NetworkView, Reconciler, converge::ports_of, not_converged};
 use crate::{
     alloc,
     kernel::{Kernel, Observed, Scope},
-    model::{Network, NetworkSpec, Port, State},
+    model::{Forward, Network, NetworkSpec, Port, PortKey, State},
     plan::Desired,
 };
 use shared::{
@@ -134,15 +134,8 @@ impl<K: Kernel> Reconciler<K> {
         let mut writer = self.lock().await;
         let network = self.network(name)?.network;
         let keys = self.port_keys_of(name);
-        if !keys.is_empty() && !force {
-            let names = keys.iter().take(5).map(|key| format!("`{}`", key.1)).collect::<Vec<_>>().join(", ");
-            return Err(Fault::new(
-                Kind::FailedPrecondition,
-                "NETWORK_IN_USE",
-                format!("it has {} port(s): {names}{}", keys.len(), if keys.len() > 5 { ", …" } else { "" }),
-            )
-            .meta("ports", keys.len())
-            .hint("stop the machines on it, or delete it with its ports by --force"));
+        if !force {
+            self.refuse_use(name, &keys)?;
         }
         let network = Network { deleting: true, updated: Timestamp::now(), ..network };
         let ports: Vec<Port> = {
@@ -169,12 +162,32 @@ impl<K: Kernel> Reconciler<K> {
         result
     }
 
+    /// Nobody but who says so loses ports or forwards with a network.
+    fn refuse_use(&self, name: &Name, ports: &[PortKey]) -> Result<(), Fault> {
+        let forwards: Vec<_> = self.read().desired.forwards_of(name).map(Forward::key).collect();
+        let named = |keys: &[(Name, Name)], what: &str| {
+            let names: Vec<_> = keys.iter().take(5).map(|key| format!("`{}`", key.1)).collect();
+            let more = if keys.len() > names.len() { ", …" } else { "" };
+            (!keys.is_empty()).then(|| format!("{} {what}(s): {}{more}", keys.len(), names.join(", ")))
+        };
+        let used: Vec<_> =
+            [named(ports, "port"), named(&forwards, "forward")].into_iter().flatten().collect();
+        if used.is_empty() {
+            return Ok(());
+        }
+        let message = format!("it has {}", used.join(" and "));
+        Err(Fault::new(Kind::FailedPrecondition, "NETWORK_IN_USE", message)
+            .meta("ports", ports.len())
+            .meta("forwards", forwards.len())
+            .hint("stop the machines on it, or delete it with its ports and forwards by --force"))
+    }
+
     /// Removes links of objects that are being deleted, takes their rules out, and forgets them: last, so that
     /// whatever fails before is tried again.
     async fn lower(
         &self,
         networks: &[Name],
-        ports: &[crate::model::PortKey],
+        ports: &[PortKey],
         writer: &mut super::Writer,
     ) -> Result<(), Fault> {
         let observed = self.0.kernel.observe(&Scope::Host).await?;
@@ -194,6 +207,7 @@ impl<K: Kernel> Reconciler<K> {
         let mut rest = desired;
         rest.networks.retain(|name, _| !networks.contains(name));
         rest.ports.retain(|key, _| !ports.contains(key));
+        rest.forwards.retain(|key, _| !networks.contains(&key.0));
         self.rules(&rest, &after, writer).await?;
         self.forget(networks, ports).await
     }

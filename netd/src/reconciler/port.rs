@@ -8,7 +8,7 @@ pub use update::PortChange;
 use super::{PortView, Reconciler, converge::ports_of, network::network_not_found, not_converged};
 use crate::{
     alloc,
-    kernel::{Action, Elements, Kernel, Observed, Scope},
+    kernel::{Element, Kernel, Observed, Scope},
     model::{IfName, Network, Port, PortKey, PortSpec, Reservation, State, port_resource},
     plan::Desired,
 };
@@ -124,12 +124,13 @@ impl<K: Kernel> Reconciler<K> {
         observed: &Observed,
         writer: &mut super::Writer,
     ) -> Result<(), Fault> {
-        let desired = self.around(port, network);
-        let add = Action::ChangeElements { remove: Elements::default(), add: desired.port_elements(port) };
+        let desired = self.around(&[port], network);
+        let after = self.members(&desired, &[port], Some(port));
+        let before = self.members(&desired, &[port], None);
         // Somebody may have removed our tables since the last look: put everything right, then go on.
-        if self.0.kernel.apply(&add).await.is_err() {
+        if self.change_members(&before, &after).await.is_err() {
             self.converge_locked(writer).await?;
-            self.0.kernel.apply(&add).await?;
+            self.change_members(&before, &after).await?;
             return self.check_port(&desired, port, network).await;
         }
         self.apply(&desired.plan_port(port, observed)?, observed).await?;
@@ -144,14 +145,26 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// As much of the records as a port's plan reads.
-    fn around(&self, port: &Port, network: &Network) -> Desired {
+    /// As much of the records as the plan of a port reads, of which these are states.
+    fn around(&self, ports: &[&Port], network: &Network) -> Desired {
+        let records = self.read();
+        let forwards = records.desired.forwards_of(&network.name);
+        let forwards = forwards.filter(|forward| ports.iter().any(|port| forward.spec.may_lead_to(port)));
         Desired {
-            instance: self.instance(),
+            instance: records.desired.instance.clone(),
             networks: BTreeMap::from([(network.name.clone(), network.clone())]),
-            ports: BTreeMap::from([(port.key(), port.clone())]),
+            ports: ports.iter().map(|port| (port.key(), (*port).clone())).collect(),
+            forwards: forwards.map(|forward| (forward.key(), forward.clone())).collect(),
             ..Desired::default()
         }
+    }
+
+    /// The members of the sets that a port brings if it is as `there` says, with those of forwards that may lead to
+    /// one of its states.
+    fn members(&self, around: &Desired, states: &[&Port], there: Option<&Port>) -> BTreeSet<Element> {
+        let mut members = self.read().desired.forwards_around(states, there);
+        members.extend(there.into_iter().flat_map(|port| around.port_elements(port).0));
+        members
     }
 
     /// Deletes a port; with `uid`, only if it is that very port.
@@ -185,12 +198,13 @@ impl<K: Kernel> Reconciler<K> {
     async fn lower_port(&self, port: &Port, writer: &mut super::Writer) -> Result<(), Fault> {
         self.put_port(port).await?;
         let network = self.network(&port.network)?.network;
-        let desired = self.around(port, &network);
+        let desired = self.around(&[port], &network);
         let observed = self.0.kernel.observe(&scope(port, &network)).await?;
         self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
-        let remove = desired.port_elements(port);
-        let change = Action::ChangeElements { remove, add: Elements::default() };
-        if let Err(fault) = self.0.kernel.apply(&change).await {
+        let alive = Port { deleting: false, ..port.clone() };
+        let before = self.members(&desired, &[port], Some(&alive));
+        let after = self.members(&desired, &[port], None);
+        if let Err(fault) = self.change_members(&before, &after).await {
             // Somebody may have removed our tables: put everything right, which finishes this delete as well.
             self.converge_locked(writer).await?;
             let unfinished = self.read().desired.ports.contains_key(&port.key());
@@ -277,7 +291,8 @@ pub(crate) fn may_change(port: &Port, caller: u32) -> Result<(), Fault> {
     .hint("ask its owner, or do it as root"))
 }
 
-fn scope(port: &Port, network: &Network) -> Scope {
+/// The links of a port.
+pub(super) fn scope(port: &Port, network: &Network) -> Scope {
     Scope::Port(vec![network.bridge.clone(), port.tap.clone(), port.ifb()])
 }
 

@@ -194,7 +194,7 @@ impl Process {
 
     /// Nothing is left to do, and every object says so.
     fn assert_converged(&self) {
-        let observed = self.run(self.netd().observe()).unwrap();
+        let observed = self.run(self.kernel.observe(&Scope::All)).unwrap();
         let records = self.netd().read();
         let desired = &records.desired;
         assert_eq!(desired.plan_sysctls(&observed), []);
@@ -208,10 +208,14 @@ impl Process {
             assert_eq!(desired.plan_port(port, &observed).unwrap(), []);
             assert_eq!(records.states.get(&port.resource()), Some(&State::Ready));
         }
+        for forward in desired.forwards.values() {
+            assert!(!forward.deleting);
+            assert_eq!(records.states.get(&forward.resource()), Some(&State::Ready));
+        }
         assert_eq!(desired.plan_tables(&observed, Some("rules 0")).unwrap(), []);
         assert_eq!(
             records.states.len(),
-            desired.networks.len() + desired.ports.len(),
+            desired.networks.len() + desired.ports.len() + desired.forwards.len(),
             "no state outlives its object"
         );
     }
@@ -255,6 +259,7 @@ fn fixture() -> (TempDir, FakeKernel, Process) {
 }
 
 mod failing;
+mod forwarding;
 mod ordinary;
 mod real;
 mod restart;

@@ -3,6 +3,7 @@
 mod capture;
 mod diagnose;
 mod event;
+mod forward;
 mod host;
 mod network;
 mod port;
@@ -13,8 +14,9 @@ use crate::{
 };
 use proto::netd::v1::{
     capture_service_server::CaptureServiceServer, diagnose_service_server::DiagnoseServiceServer,
-    event_service_server::EventServiceServer, host_service_server::HostServiceServer,
-    network_service_server::NetworkServiceServer, port_service_server::PortServiceServer,
+    event_service_server::EventServiceServer, forward_service_server::ForwardServiceServer,
+    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
+    port_service_server::PortServiceServer,
 };
 use shared::fault::{Fault, Kind};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,7 @@ pub fn routes<K: Kernel + Inspect>(reconciler: Reconciler<K>, stop: Cancellation
         .add_service(CaptureServiceServer::new(capture::Service::new(reconciler.clone(), stop.clone())))
         .add_service(EventServiceServer::new(event::Service::new(reconciler.clone(), stop)))
         .add_service(DiagnoseServiceServer::new(diagnose::Service::new(reconciler.clone())))
+        .add_service(ForwardServiceServer::new(forward::Service(reconciler.clone())))
         .add_service(HostServiceServer::new(host::Service(reconciler)))
 }
 

@@ -72,6 +72,7 @@ fn reservation(text: &str, ipv4: &str, order: i64) -> Reservation {
         name: name(text),
         ipv4: Some(ipv4.parse().unwrap()),
         ipv6: None,
+        hostname: None,
         order,
     }
 }
@@ -188,7 +189,7 @@ proptest! {
                     name: gone.name,
                     ipv4: gone.ipv4,
                     ipv6: gone.ipv6,
-                    order: i64::try_from(order).unwrap(),
+                    hostname: None,                    order: i64::try_from(order).unwrap(),
                 });
                 continue;
             }

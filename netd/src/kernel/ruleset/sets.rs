@@ -15,17 +15,19 @@ use shared::mac::Mac;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
 };
 
-use crate::model::IfName;
+use crate::model::{Forwarding, IfName, Protocol};
 
 /// Sets of the bridge table; all others are of the inet table.
-const BRIDGE: [&str; 11] = [
+const BRIDGE: [&str; 12] = [
     "kv_tap",
     "kv_filtered",
     "kv_isolated_tap",
     "kv_mac",
     "kv_lladdr",
+    "kv_reflected",
     "kv_any4",
     "kv_ip4",
     "kv_arp",
@@ -64,6 +66,8 @@ pub(super) enum Field {
     Net(IpNet),
     /// Raw bytes as a number.
     Bytes(u128),
+    /// A port of TCP or UDP.
+    Port(u16),
 }
 
 impl Field {
@@ -76,6 +80,7 @@ impl Field {
                 len: net.prefix_len().into(),
             })),
             Self::Bytes(number) => Expression::String(format!("{number:#x}").into()),
+            Self::Port(port) => Expression::Number((*port).into()),
         }
     }
 
@@ -83,6 +88,7 @@ impl Field {
     fn text(&self) -> String {
         match self {
             Self::Name(name) => format!("\"{name}\""),
+            Self::Port(port) => port.to_string(),
             other => other.plain(),
         }
     }
@@ -94,34 +100,62 @@ impl Field {
             Self::Word(word) => word.clone(),
             Self::Net(net) => net.trunc().to_string(),
             Self::Bytes(number) => format!("{number:#x}"),
+            Self::Port(port) => format!("{port:#x}"),
         }
     }
 }
 
-/// One member of one set.
+/// One member of one set or map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) set: &'static str,
     pub(super) fields: Vec<Field>,
+    /// What a map has for it; empty in a set.
+    pub(super) value: Vec<Field>,
 }
 
 impl Member {
     /// Its form in a listing, by which it is compared.
     pub(super) fn key(&self) -> (String, String) {
-        (self.set.to_owned(), self.fields.iter().map(Field::plain).collect::<Vec<_>>().join(" . "))
+        let all = self.fields.iter().chain(&self.value);
+        (self.set.to_owned(), all.map(Field::plain).collect::<Vec<_>>().join(" . "))
     }
 
     fn json(&self) -> Expression<'static> {
-        match self.fields.as_slice() {
-            [one] => one.json(),
-            many => {
-                Expression::Named(NamedExpression::Concat(many.iter().map(Field::json).collect::<Vec<_>>()))
-            }
+        match self.value.as_slice() {
+            [] => json(&self.fields),
+            value => Expression::List(vec![json(&self.fields), json(value)]),
         }
     }
 
     fn text(&self) -> String {
-        self.fields.iter().map(Field::text).collect::<Vec<_>>().join(" . ")
+        match self.value.as_slice() {
+            [] => text_of(&self.fields),
+            value => format!("{} : {}", text_of(&self.fields), text_of(value)),
+        }
+    }
+}
+
+fn json(fields: &[Field]) -> Expression<'static> {
+    match fields {
+        [one] => one.json(),
+        many => Expression::Named(NamedExpression::Concat(many.iter().map(Field::json).collect())),
+    }
+}
+
+fn text_of(fields: &[Field]) -> String {
+    fields.iter().map(Field::text).collect::<Vec<_>>().join(" . ")
+}
+
+/// The member of a map that a forward is.
+fn forward<A: ToString>(one: &'static str, any: &'static str, forward: &Forwarding<A>) -> Member {
+    let word = |value: &dyn ToString| Field::Word(value.to_string());
+    let address = forward.listen.as_ref().map(|address| word(address));
+    let protocol = std::iter::once(word(&forward.protocol));
+    Member {
+        set: if address.is_some() { one } else { any },
+        fields: protocol.chain(address).chain([Field::Port(forward.port)]).collect(),
+        value: vec![word(&forward.to), Field::Port(forward.to_port)],
     }
 }
 
@@ -130,7 +164,7 @@ impl Member {
 pub(super) fn members(element: &Element) -> Vec<Member> {
     let name = |name: &IfName| Field::Name(name.clone());
     let word = |value: &dyn ToString| Field::Word(value.to_string());
-    let member = |set, fields| Member { set, fields };
+    let member = |set, fields| Member { set, fields, value: Vec::new() };
     let bytes = |mac: &Mac| {
         let [a, b, c, d, e, f] = mac.bytes();
         Field::Bytes(u64::from_be_bytes([0, 0, a, b, c, d, e, f]).into())
@@ -164,6 +198,15 @@ pub(super) fn members(element: &Element) -> Vec<Member> {
             member("kv_mac", vec![name(tap), word(mac)]),
             member("kv_lladdr", vec![name(tap), bytes(mac)]),
         ],
+        Element::ReflectedTap(tap) => vec![member("kv_reflected", vec![name(tap), name(tap)])],
+        Element::Forward4(to) => vec![forward("kv_forward4", "kv_any_forward4", to)],
+        Element::Forward6(to) => vec![forward("kv_forward6", "kv_any_forward6", to)],
+        Element::Open4(bridge, address, protocol, port) => {
+            vec![member("kv_open4", vec![name(bridge), word(address), word(protocol), Field::Port(*port)])]
+        }
+        Element::Open6(bridge, address, protocol, port) => {
+            vec![member("kv_open6", vec![name(bridge), word(address), word(protocol), Field::Port(*port)])]
+        }
         Element::AnyAddress4(tap) => vec![member("kv_any4", vec![name(tap)])],
         Element::AnyAddress6(tap) => vec![member("kv_any6", vec![name(tap)])],
         Element::TapAddress4(tap, mac, address) => vec![
@@ -177,8 +220,11 @@ pub(super) fn members(element: &Element) -> Vec<Member> {
     }
 }
 
-/// A member of a listing in fields.
+/// A member of a listing in fields, those of a map's value last.
 pub(super) fn fields(member: &Value) -> Vec<String> {
+    if let Some(pair) = member.as_array() {
+        return pair.iter().flat_map(fields).collect();
+    }
     match member.pointer("/concat").and_then(Value::as_array) {
         Some(parts) => parts.iter().map(plain).collect(),
         None => vec![plain(member)],
@@ -209,11 +255,21 @@ fn prefix(value: &Value) -> Option<(&str, u64)> {
 /// The element that a member read back stands for; `None` for members that follow from others, and for what is not
 /// ours.
 pub(super) fn element(set: &str, fields: &[String]) -> Option<Element> {
-    fn at<T: std::str::FromStr>(fields: &[String], at: usize) -> Option<T> {
+    fn at<T: FromStr>(fields: &[String], at: usize) -> Option<T> {
         fields.get(at)?.parse().ok()
+    }
+    match set {
+        "kv_forward4" => return Some(Element::Forward4(forwarding(fields, true)?)),
+        "kv_forward6" => return Some(Element::Forward6(forwarding(fields, true)?)),
+        "kv_any_forward4" => return Some(Element::Forward4(forwarding(fields, false)?)),
+        "kv_any_forward6" => return Some(Element::Forward6(forwarding(fields, false)?)),
+        _ => {}
     }
     let first: IfName = at(fields, 0)?;
     Some(match set {
+        "kv_reflected" if fields.get(1) == fields.first() => Element::ReflectedTap(first),
+        "kv_open4" => Element::Open4(first, at(fields, 1)?, protocol(fields.get(2)?)?, port(fields.get(3)?)?),
+        "kv_open6" => Element::Open6(first, at(fields, 1)?, protocol(fields.get(2)?)?, port(fields.get(3)?)?),
         "kv_isolated" => Element::IsolatedBridge(first),
         "kv_guest" => Element::GuestBridge(first),
         "kv_nat" => Element::NatBridge(first),
@@ -236,6 +292,35 @@ pub(super) fn element(set: &str, fields: &[String]) -> Option<Element> {
         "kv_ip6" => Element::TapAddress6(first, at(fields, 1)?),
         _ => return None,
     })
+}
+
+/// A member of the maps for one address, or for any.
+fn forwarding<A: FromStr>(fields: &[String], one: bool) -> Option<Forwarding<A>> {
+    let (listen, rest) = match fields.get(1..)? {
+        [address, rest @ ..] if one => (Some(address.parse().ok()?), rest),
+        rest => (None, rest),
+    };
+    let [at, to, to_port] = rest else { return None };
+    Some(Forwarding {
+        protocol: protocol(fields.first()?)?,
+        listen,
+        port: port(at)?,
+        to: to.parse().ok()?,
+        to_port: port(to_port)?,
+    })
+}
+
+/// nft knows the name from /etc/protocols, and writes the number where that is missing.
+fn protocol(text: &str) -> Option<Protocol> {
+    match text {
+        "tcp" | "0x6" => Some(Protocol::Tcp),
+        "udp" | "0x11" => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+fn port(text: &str) -> Option<u16> {
+    u16::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }
 
 /// nft leaves a full prefix length out.

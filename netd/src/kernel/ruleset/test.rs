@@ -4,20 +4,35 @@
 //! `NETD_WRITE_TESTDATA=1`; read the difference before committing it.
 
 use super::{super::Element, *};
-use crate::{kernel::netns::in_own_netns, model::IfName};
+use crate::{
+    kernel::netns::in_own_netns,
+    model::{Forwarding, IfName, Protocol},
+};
 use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use serde_json::json;
 use shared::mac::Mac;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::{
+    fmt::Debug,
     fs,
     io::Write as _,
     path::PathBuf,
     process::{Command, Stdio},
+    str::FromStr,
 };
 
 const INSTANCE: &str = "0123456789abcdef0123456789abcdef";
+
+fn forwarding<A: FromStr<Err: Debug>>(
+    listen: Option<&str>,
+    port: u16,
+    to: &str,
+    to_port: u16,
+) -> Forwarding<A> {
+    let listen = listen.map(|listen| listen.parse().unwrap());
+    Forwarding { protocol: Protocol::Tcp, listen, port, to: to.parse().unwrap(), to_port }
+}
 
 /// Every sort of element once.
 fn example() -> Elements {
@@ -51,6 +66,13 @@ fn example() -> Elements {
         Element::TapAddress6(name("kvp-web"), "64:ff9b::1".parse().unwrap()),
         Element::Apart4(name("kvb-lan"), "192.168.100.2".parse().unwrap()),
         Element::Apart6(name("kvb-lan"), "fd00:1::2".parse().unwrap()),
+        Element::ReflectedTap(name("kvp-web")),
+        Element::Forward4(forwarding(Some("203.0.113.9"), 8080, "192.168.100.2", 80)),
+        Element::Forward4(forwarding(None, 443, "192.168.100.2", 443)),
+        Element::Forward6(forwarding(Some("2001:db8::9"), 8080, "fd00:1::2", 80)),
+        Element::Forward6(Forwarding { protocol: Protocol::Udp, ..forwarding(None, 53, "fd00:1::2", 5353) }),
+        Element::Open4(name("kvb-lan"), "192.168.100.2".parse().unwrap(), Protocol::Tcp, 80),
+        Element::Open6(name("kvb-lan"), "fd00:1::2".parse().unwrap(), Protocol::Udp, 5353),
     ]))
 }
 
@@ -146,8 +168,10 @@ fn the_transaction_and_its_listings_are_the_recorded_ones() {
             .retain(|o| o.get("metainfo").is_none());
         // The order of a set's members is the kernel's.
         for object in listing.pointer_mut("/nftables").and_then(Value::as_array_mut).unwrap() {
-            if let Some(members) = object.pointer_mut("/set/elem").and_then(Value::as_array_mut) {
-                members.sort_by_key(Value::to_string);
+            for members in ["/set/elem", "/map/elem"] {
+                if let Some(members) = object.pointer_mut(members).and_then(Value::as_array_mut) {
+                    members.sort_by_key(Value::to_string);
+                }
             }
         }
         assert_same_as_file(file, &lines(&listing));
@@ -195,6 +219,19 @@ fn members_come_and_go_in_a_running_table() {
     assert_eq!(rules_only.1.rules, full.1.rules, "members do not show in the rules");
     assert_eq!(rules_only, emptied);
     assert_eq!(full, again);
+}
+
+#[test]
+fn a_port_of_the_host_leads_elsewhere_in_one_transaction() {
+    let to = |address: &str| Elements([Element::Forward4(forwarding(None, 80, address, 80))].into());
+    let (before, now) = in_own_netns(move || {
+        load_all(&to("10.0.0.2"));
+        let before = read_both();
+        load(change(&to("10.0.0.2"), &to("10.0.0.3")));
+        (before, read_both())
+    });
+    assert_eq!((before.1.elements, now.1.elements), (to("10.0.0.2"), to("10.0.0.3")));
+    assert_eq!(before.1.rules, now.1.rules, "where a map leads is no rule");
 }
 
 #[test]
@@ -269,6 +306,10 @@ fn every_change_of_the_rules_is_a_difference() {
         let pair = json!({"concat": ["eth0", "eth1"]});
         find(l, "set", |s| s["name"] == "kv_same")["elem"].as_array_mut().unwrap().push(pair);
     });
+    changed("a member of a map that is not ours", &|l| {
+        let pair = json!([{"concat": ["sctp", 80]}, {"concat": ["10.0.0.2", 80]}]);
+        find(l, "map", |m| m["name"] == "kv_any_forward4")["elem"].as_array_mut().unwrap().push(pair);
+    });
     changed("a member that is not ours", &|l| {
         let set = find(l, "set", |s| s["name"] == "kv_guest");
         set["elem"].as_array_mut().unwrap().push(json!("a name that is no name"));
@@ -323,6 +364,8 @@ fn traffic_is_no_difference_and_goes_with_its_tap() {
 /// An element of a sort, out of what chance gave.
 fn element_of(sort: usize, [a, b]: [IfName; 2], v4: Ipv4Addr, v6: Ipv6Addr, mac: Mac) -> Element {
     let length = 1 + v6.octets()[0] % 32;
+    let [_, _, x, y] = v4.octets();
+    let (port, to_port) = (u16::from_be_bytes([x, y]), u16::from_be_bytes([y, x]));
     match sort {
         0 => Element::IsolatedBridge(a),
         1 => Element::GuestBridge(a),
@@ -343,12 +386,25 @@ fn element_of(sort: usize, [a, b]: [IfName; 2], v4: Ipv4Addr, v6: Ipv6Addr, mac:
         16 => Element::TapAddress4(a, mac, v4),
         17 => Element::TapAddress6(a, v6),
         18 => Element::Apart4(a, v4),
-        _ => Element::Apart6(a, v6),
+        19 => Element::Apart6(a, v6),
+        20 => Element::ReflectedTap(a),
+        21 => Element::Open4(a, v4, Protocol::Udp, to_port),
+        22 => Element::Open6(a, v6, Protocol::Tcp, to_port),
+        23 => Element::Forward4(Forwarding { protocol: Protocol::Tcp, listen: None, port, to: v4, to_port }),
+        24 => Element::Forward6(Forwarding { protocol: Protocol::Udp, listen: None, port, to: v6, to_port }),
+        25 => {
+            let listen = Some(Ipv4Addr::from(!u32::from(v4)));
+            Element::Forward4(Forwarding { protocol: Protocol::Udp, listen, port, to: v4, to_port })
+        }
+        _ => {
+            let listen = Some(Ipv6Addr::from(!u128::from(v6)));
+            Element::Forward6(Forwarding { protocol: Protocol::Tcp, listen, port, to: v6, to_port })
+        }
     }
 }
 
 prop_compose! {
-    fn any_element()(sort in 0..20_usize, a in "[a-z][a-z0-9.-]{0,14}", b in "[a-z][a-z0-9.-]{0,14}", ip in any::<u32>(), ip6 in any::<u128>(), mac in any::<[u8; 5]>()) -> Element {
+    fn any_element()(sort in 0..27_usize, a in "[a-z][a-z0-9.-]{0,14}", b in "[a-z][a-z0-9.-]{0,14}", ip in any::<u32>(), ip6 in any::<u128>(), mac in any::<[u8; 5]>()) -> Element {
         let mac = Mac::from_bytes([2, mac[0], mac[1], mac[2], mac[3], mac[4]]).unwrap();
         element_of(sort, [a.parse().unwrap(), b.parse().unwrap()], ip.into(), ip6.into(), mac)
     }

@@ -37,6 +37,7 @@ fn tap(rate: Option<Rate>, ifb: Option<IfName>) -> Action {
             root_block: true,
             isolated: false,
             reserved_groups: 0,
+            hairpin: false,
         },
         rate,
         ifb,

@@ -3,7 +3,7 @@
 use super::{PortView, may_change, scope};
 use crate::{
     alloc,
-    kernel::{Action, Elements, Kernel},
+    kernel::Kernel,
     model::{Network, Port, PortKey, PortSpec, Rate},
     reconciler::{Reconciler, Writer, converge::ports_of},
 };
@@ -131,13 +131,11 @@ impl<K: Kernel> Reconciler<K> {
         network: &Network,
         writer: &mut Writer,
     ) -> Result<(), Fault> {
-        let desired = self.around(new, network);
-        let (before, after) = (desired.port_elements(old).0, desired.port_elements(new).0);
-        let change = Action::ChangeElements {
-            remove: Elements(before.difference(&after).cloned().collect()),
-            add: Elements(after.difference(&before).cloned().collect()),
-        };
-        if before != after && self.0.kernel.apply(&change).await.is_err() {
+        let desired = self.around(&[old, new], network);
+        let states = [old, new];
+        let before = self.members(&desired, &states, Some(old));
+        let after = self.members(&desired, &states, Some(new));
+        if self.change_members(&before, &after).await.is_err() {
             // Somebody may have removed our tables: put everything right, this port as well.
             self.converge_locked(writer).await?;
         }

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Kills `work` at each of its steps on a host of its own, starts again, and lets `judge` look at the outcome.
-fn kill_everywhere<T>(
+pub fn kill_everywhere<T>(
     prepare: impl Fn(&Process),
     work: impl AsyncFn(&Reconciler<FakeKernel>) -> Result<T, Fault>,
     judge: impl Fn(&Process, &str),

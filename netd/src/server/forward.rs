@@ -1,0 +1,60 @@
+//! `netd.v1.ForwardService`.
+
+use super::page_size;
+use crate::{convert, kernel::Kernel, reconciler::Reconciler};
+use proto::netd::v1 as wire;
+use shared::name::Name;
+use tonic::{Request, Response, Status};
+
+#[derive(Debug)]
+pub struct Service<K>(pub Reconciler<K>);
+
+#[tonic::async_trait]
+impl<K: Kernel> wire::forward_service_server::ForwardService for Service<K> {
+    async fn get_forward(
+        &self,
+        request: Request<wire::GetForwardRequest>,
+    ) -> Result<Response<wire::Forward>, Status> {
+        let key = convert::forward_key(&request.get_ref().name)?;
+        Ok(Response::new(convert::forward(self.0.forward(&key)?)))
+    }
+
+    async fn list_forwards(
+        &self,
+        request: Request<wire::ListForwardsRequest>,
+    ) -> Result<Response<wire::ListForwardsResponse>, Status> {
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let network = match request.parent.as_str() {
+            "networks/-" => None,
+            parent => Some(Name::from_resource(parent, "networks")?),
+        };
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(convert::forward_key(token)?),
+        };
+        let views = self.0.forwards(network.as_ref(), after.as_ref(), size)?;
+        let full = views.len() == size;
+        let forwards: Vec<_> = views.into_iter().map(convert::forward).collect();
+        let next_page_token =
+            forwards.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
+        Ok(Response::new(wire::ListForwardsResponse { forwards, next_page_token }))
+    }
+
+    async fn create_forward(
+        &self,
+        request: Request<wire::CreateForwardRequest>,
+    ) -> Result<Response<wire::Forward>, Status> {
+        let new = convert::new_forward(request.into_inner())?;
+        Ok(Response::new(convert::forward(self.0.create_forward(new).await?)))
+    }
+
+    async fn delete_forward(
+        &self,
+        request: Request<wire::DeleteForwardRequest>,
+    ) -> Result<Response<wire::DeleteForwardResponse>, Status> {
+        let key = convert::forward_key(&request.get_ref().name)?;
+        self.0.delete_forward(key).await?;
+        Ok(Response::new(wire::DeleteForwardResponse {}))
+    }
+}
