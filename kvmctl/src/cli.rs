@@ -2,11 +2,13 @@
 
 mod capture;
 mod diagnose;
+mod forward;
 mod network;
 mod vm;
 
 pub use capture::CapturePort;
 pub use diagnose::{Peer, Why, WhyProtocol};
+pub use forward::{AddForward, ForwardCommand, ForwardName, Protocol};
 pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdateNetwork, UpdatePort};
 pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
 
@@ -101,6 +103,9 @@ pub enum Command {
     /// Ports: taps on a network, for programs other than vmd
     #[command(subcommand)]
     Port(PortCommand),
+    /// Port forwards: ports of this host that lead to a guest
+    #[command(subcommand, visible_alias = "fwd")]
+    Forward(ForwardCommand),
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),

@@ -5,7 +5,8 @@ use crate::cli::Global;
 use proto::{
     netd::v1::{
         capture_service_client::CaptureServiceClient, diagnose_service_client::DiagnoseServiceClient,
-        event_service_client::EventServiceClient, host_service_client::HostServiceClient as NetdHostClient,
+        event_service_client::EventServiceClient, forward_service_client::ForwardServiceClient,
+        host_service_client::HostServiceClient as NetdHostClient,
         network_service_client::NetworkServiceClient, port_service_client::PortServiceClient,
     },
     vmd::v1::{host_service_client::HostServiceClient as VmdHostClient, vm_service_client::VmServiceClient},
@@ -79,6 +80,15 @@ impl Clients {
     /// If the address cannot be used.
     pub fn events(&self) -> Result<EventServiceClient<Traced>, Fault> {
         Ok(EventServiceClient::with_interceptor(self.netd.channel()?, Inject))
+    }
+
+    /// netd's forwards.
+    ///
+    /// # Errors
+    /// If the address cannot be used.
+    pub fn forwards(&self) -> Result<ForwardServiceClient<Traced>, Fault> {
+        let client = ForwardServiceClient::with_interceptor(self.netd.channel()?, Inject);
+        Ok(client.max_decoding_message_size(LARGEST_ANSWER))
     }
 
     /// netd's view of the host.

@@ -4,6 +4,7 @@ mod capture;
 pub mod console;
 mod diagnose;
 pub mod events;
+pub mod forward;
 pub mod host;
 pub mod network;
 pub mod port;
@@ -24,6 +25,7 @@ pub async fn run(command: Command, clients: &Clients, printer: &mut Printer<'_>)
     match command {
         Command::Network(command) => network::run(command, clients, printer).await,
         Command::Port(command) => port::run(command, clients, printer).await,
+        Command::Forward(command) => forward::run(command, clients, printer).await,
         Command::Vm(command) => vm::run(command, clients, printer).await,
         Command::Events { since, follow } => events::run(since, follow, clients, printer).await,
         Command::Host(HostCommand::Show) => host::show(clients, printer).await,

@@ -4,7 +4,7 @@
 use crate::{
     cli::{DEFAULT_NETD, DEFAULT_VMD, Format, Global},
     client::Clients,
-    commands::{network, port, vm},
+    commands::{forward, network, port, vm},
 };
 use clap_complete::CompletionCandidate;
 use shared::fault::Fault;
@@ -34,6 +34,16 @@ pub fn ports(current: &OsStr) -> Vec<CompletionCandidate> {
         let words: Vec<String> = std::env::args().collect();
         let ports = port::all(clients, None).await?;
         Ok(ports.into_iter().filter(|port| words.contains(&port.network)).map(|port| port.name).collect())
+    })
+}
+
+/// Names of forwards: of the network that is on the line already.
+#[must_use]
+pub fn forwards(current: &OsStr) -> Vec<CompletionCandidate> {
+    candidates(current, async |clients| {
+        let words: Vec<String> = std::env::args().collect();
+        let all = forward::all(clients, None).await?;
+        Ok(all.into_iter().filter(|one| words.contains(&one.network)).map(|one| one.name).collect())
     })
 }
 

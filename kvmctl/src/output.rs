@@ -3,6 +3,7 @@
 pub mod address;
 pub mod diagnose;
 pub mod event;
+pub mod forward;
 pub mod host;
 pub mod network;
 pub mod nic;

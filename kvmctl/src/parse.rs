@@ -2,10 +2,12 @@
 //!
 //! Pure: no file is looked at here except that relative paths get the working directory in front.
 
+mod forward;
 mod nic;
 mod peer;
 mod rate;
 
+pub use forward::{Listen, Target, listen, target};
 pub use nic::nic;
 pub use peer::peer;
 pub use rate::{Limit, limit, rate, rate_text};

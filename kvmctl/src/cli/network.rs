@@ -48,7 +48,7 @@ Examples:
         /// The network's name
         #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
         name: Name,
-        /// Delete its ports too
+        /// Delete its ports and forwards too
         #[arg(long)]
         force: bool,
     },

@@ -12,6 +12,11 @@ pub fn port(network: &Name, name: &Name) -> String {
     format!("networks/{network}/ports/{name}")
 }
 
+/// `networks/NETWORK/forwards/NAME`; `-` for the name that netd makes.
+pub fn forward(network: &Name, name: &str) -> String {
+    format!("networks/{network}/forwards/{name}")
+}
+
 /// `vms/NAME`.
 pub fn vm(name: &Name) -> String {
     format!("vms/{name}")
