@@ -48,7 +48,8 @@ impl Census {
             entries.retain(|entry| entry["state"] == "static");
         }
         census.insert("fdb", without(fdb, &[]));
-        census.insert("rules", netns.sh("nft list ruleset"));
+        // Stateless: counters of packets that the host sends by itself, such as IGMP reports, are no change.
+        census.insert("rules", netns.sh("nft -s list ruleset"));
         census.insert(
             "forwarding",
             netns.sh(
