@@ -1,6 +1,9 @@
 //! Decisions that are made once, at a create, and recorded: names, subnets, MACs, what a NIC takes along. Pure.
 
 mod address;
+mod service;
+
+pub use service::cell;
 
 pub use address::{Addresses, LINK_LOCAL, addresses, check_names, eui64};
 
@@ -56,7 +59,7 @@ pub fn check_spec(spec: &NetworkSpec) -> Result<(), Fault> {
             format!("an MTU of {mtu} bytes carries no IPv6"),
         )
         .hint(format!("from {LEAST_MTU6} on (RFC 8200, section 5)"))),
-        _ => Ok(()),
+        _ => service::check(spec),
     }
 }
 

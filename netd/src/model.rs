@@ -2,9 +2,11 @@
 
 mod event;
 mod port;
+mod service;
 
 pub use event::{Event, EventKind};
 pub use port::{Port, PortKey, PortSpec, Rate, Reservation, port_resource};
+pub use service::{Cell, Domain, Services, ServicesSpec, Upstreams};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -132,6 +134,9 @@ pub struct NetworkSpec {
     pub uplink: Option<IfName>,
     /// Bytes.
     pub mtu: Option<u32>,
+    /// DHCP, DNS and router advertisements.
+    #[serde(default)]
+    pub services: ServicesSpec,
 }
 
 /// The present state of a NIC that is taken over, so that it can be put back.
@@ -211,6 +216,9 @@ pub struct Network {
     pub mtu: u32,
     /// Set where a NIC is taken over.
     pub takeover: Option<Takeover>,
+    /// Set where an isolated network has services.
+    #[serde(default)]
+    pub cell: Option<Cell>,
     /// A delete was recorded and is not finished.
     pub deleting: bool,
 }

@@ -1,6 +1,7 @@
 //! The host's kernel, at the level of intentions: what there is, and one change at a time.
 
 pub mod bpf;
+pub mod cell;
 #[cfg(test)]
 pub mod fake;
 mod inspect;
@@ -242,7 +243,7 @@ pub enum Action {
     /// Makes a tap, from created to up, with its flags and its static FDB entry. One action, because the tap goes
     /// away by itself if netd dies before it is persistent.
     CreateTap(TapSpec),
-    /// Sets flags and FDB entry of an existing tap again.
+    /// Sets flags and FDB entry of an existing tap, or of a cell's link, again.
     RepairTap(TapSpec),
     /// Makes an ifb, from created to up, with its rate.
     CreateIfb {
@@ -266,6 +267,8 @@ pub enum Action {
     },
     /// Ends that.
     Unredirect(IfName),
+    /// Makes a veth from a bridge into a process's network namespace; one of that name is removed first.
+    CreateCell(CellSpec),
     /// Removes a link.
     DeleteLink(IfName),
     /// Sets the alias.
@@ -336,6 +339,7 @@ impl Action {
             Self::ClearRate(name) => format!("link `{name}` has a rate"),
             Self::Redirect { tap, ifb } => format!("what `{tap}` receives does not go through `{ifb}`"),
             Self::Unredirect(tap) => format!("what `{tap}` receives goes through another link"),
+            Self::CreateCell(spec) => format!("link `{}` is missing", spec.outer.name),
             Self::DeleteLink(name) => format!("link `{name}` is not as it was made"),
             Self::SetAlias(name, _) => format!("link `{name}` has lost its mark"),
             Self::SetMtu(name, _) => format!("link `{name}` has another MTU"),
@@ -432,6 +436,17 @@ pub struct TapSpec {
     pub rate: Option<Rate>,
     /// The ifb that limits what it receives, which is from the guest.
     pub ifb: Option<IfName>,
+}
+
+/// A veth into a cell as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CellSpec {
+    /// Its end on the bridge, which is guarded as a tap is.
+    pub outer: TapSpec,
+    /// MAC of its other end.
+    pub inner_mac: Mac,
+    /// A process of the namespace that the other end is in.
+    pub pid: u32,
 }
 
 /// The kernel. The second implementation is a fake for tests.
