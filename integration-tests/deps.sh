@@ -10,9 +10,11 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 
 packages=(
     qemu-system-x86 seabios                        # machines
-    nftables iproute2                              # networks
+    nftables iproute2 dnsmasq-base                 # networks
     busybox-static cpio kmod                       # the test guest
+    mmdebstrap e2fsprogs zstd                      # the Debian machine
     iputils-ping tcpdump util-linux jq strace procps  # tests and demo
+    isc-dhcp-client bind9-dnsutils                 # guests' own programs, in tests
     gcc libc6-dev make git                         # the build
 )
 # Other programs that make networks and rules: tests run them in namespaces.

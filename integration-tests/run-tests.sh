@@ -87,7 +87,7 @@ capabilities() {
     [ "$(id -u)" -eq 0 ] || { echo 'not root: the tests make network namespaces and taps'; bad=1; }
     [ -c /dev/net/tun ] && : <>/dev/net/tun || { echo '/dev/net/tun cannot be opened'; bad=1; }
     unshare --net nft list ruleset || { echo 'no network namespace, or no nftables in it'; bad=1; }
-    for tool in qemu-system-x86_64 ip jq strace tcpdump busybox setpriv; do
+    for tool in qemu-system-x86_64 ip jq strace tcpdump busybox setpriv dnsmasq dhclient dig; do
         command -v $tool >/dev/null || { echo "$tool is missing"; bad=1; }
     done
     [ -z "$bad" ]
@@ -113,6 +113,7 @@ step capabilities capabilities
 step lint integration-tests/lint.sh || :
 step build cargo build --workspace --locked --quiet
 step guest make --no-print-directory guest
+step debian integration-tests/guest/debian.sh target/guest/debian || :
 # insta is not to write new snapshots here.
 export INSTA_UPDATE=no INSTA_FORCE_PASS=0
 tests unit --workspace --exclude integration-tests -- --show-output

@@ -32,6 +32,8 @@ pub struct TestHost {
     pub qemu: Option<String>,
     /// More environment for daemons and clients.
     pub environment: Vec<(String, String)>,
+    /// More arguments for netd.
+    pub netd_arguments: Vec<String>,
     netd: Option<Child>,
     vmd: Option<Child>,
 }
@@ -82,7 +84,16 @@ impl TestHost {
         for program in ["netd", "kvmctl"] {
             link_or_copy(&program_path(program), &dir.path().join(program));
         }
-        Self { netns, lan, dir, qemu: None, environment: Vec::new(), netd: None, vmd: None }
+        Self {
+            netns,
+            lan,
+            dir,
+            qemu: None,
+            environment: Vec::new(),
+            netd_arguments: Vec::new(),
+            netd: None,
+            vmd: None,
+        }
     }
 
     /// A host with netd running.
@@ -151,6 +162,7 @@ impl TestHost {
             .arg(self.path("netd"))
             .args(["--socket", &self.path("netd.sock"), "--state-dir", &self.path("netd-state")])
             .args(["--run-dir", &self.path("netd-run"), "--socket-group", &VMD_UID.to_string()]);
+        command.args(&self.netd_arguments);
         self.netd = Some(self.start(command, "netd.log", &socket));
     }
 
@@ -327,6 +339,13 @@ impl TestHost {
         }
     }
 
+    /// Processes of a network's DHCP and DNS server, in whichever namespace; one that has ended does not count.
+    #[must_use]
+    pub fn servers(&self, network: &str) -> Vec<u32> {
+        let config = self.path(&format!("netd-run/{network}/dnsmasq.conf"));
+        processes().filter(|(_, words)| words.contains(&config)).map(|(pid, _)| pid).collect()
+    }
+
     /// What the daemons logged.
     #[must_use]
     pub fn logs(&self) -> String {
@@ -346,10 +365,26 @@ impl Drop for TestHost {
     fn drop(&mut self) {
         kill(self.vmd.take());
         kill(self.netd.take());
+        // Those of cells are in no namespace that has a name.
+        let folder = self.path("netd-run/");
+        for (pid, _) in processes().filter(|(_, words)| words.contains(&folder)) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
         if std::thread::panicking() {
             eprintln!("--- daemons' logs\n{}", self.logs());
         }
     }
+}
+
+/// All processes with their command lines.
+fn processes() -> impl Iterator<Item = (u32, String)> {
+    fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let words = fs::read(entry.path().join("cmdline")).ok()?;
+        Some((pid, String::from_utf8_lossy(&words).into_owned()))
+    })
 }
 
 fn kill(child: Option<Child>) {

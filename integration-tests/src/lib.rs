@@ -3,6 +3,7 @@
 //! Everything a test makes is in namespaces and folders of its own and goes away with the values here.
 
 pub mod census;
+pub mod client;
 pub mod frames;
 pub mod guest;
 pub mod host;

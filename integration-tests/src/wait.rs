@@ -13,13 +13,21 @@ const PAUSE: Duration = Duration::from_millis(10);
 ///
 /// # Panics
 /// After `PATIENCE`.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(what, PATIENCE, look)
+}
+
+/// As `until`, with more patience.
+///
+/// # Panics
+/// After `patience`.
+pub fn until_within<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < end, "waited {PATIENCE:?} in vain for {what}");
+        assert!(Instant::now() < end, "waited {patience:?} in vain for {what}");
         thread::park_timeout(PAUSE);
     }
 }

@@ -255,8 +255,12 @@ fn the_packet_matrix_holds_for_ipv4_and_ipv6_with_bridge_netfilter_on_and_off() 
 
 /// At its own gateway's address a guest finds echo, DNS and DHCP, and nothing else; elsewhere on the host nothing.
 fn services(world: &World) {
+    // At the gateways' addresses netd's own server listens on port 53.
     let listeners: Vec<_> = world.host.netns.enter(|| {
-        [53, 8080].into_iter().map(|port| TcpListener::bind(("::", port)).expect("listen")).collect()
+        [("::", 8080), ("10.99.0.2", 53), ("2001:db8:99::2", 53)]
+            .into_iter()
+            .map(|at| TcpListener::bind(at).expect("listen"))
+            .collect()
     });
     for (guest, own, others) in [
         (

@@ -5,6 +5,7 @@ pub mod diagnose;
 pub mod event;
 pub mod forward;
 pub mod host;
+pub mod lease;
 pub mod network;
 pub mod nic;
 pub mod port;

@@ -2,9 +2,11 @@
 
 mod address;
 mod forward;
+mod service;
 
 pub use address::{Addresses, LINK_LOCAL, addresses, check_names, eui64};
 pub use forward::{check_forward, check_listen, forward_name, is_unfit};
+pub use service::cell;
 
 use crate::{
     kernel::{Link, LinkKind, Observed},
@@ -58,7 +60,7 @@ pub fn check_spec(spec: &NetworkSpec) -> Result<(), Fault> {
             format!("an MTU of {mtu} bytes carries no IPv6"),
         )
         .hint(format!("from {LEAST_MTU6} on (RFC 8200, section 5)"))),
-        _ => Ok(()),
+        _ => service::check(spec),
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 /// Owns the virtual networks of this host: bridges, taps, NAT and packet rules. Serves netd.v1 on a Unix socket.
 ///
-/// Needs CAP_NET_ADMIN, nft, and /dev/net/tun; for captures CAP_NET_RAW, and tcpdump if they have a filter. Log filter in KVMCTL_LOG (info, debug, ...); spans go to an OTLP
+/// Needs CAP_NET_ADMIN, nft, and /dev/net/tun; for DHCP and DNS dnsmasq, CAP_NET_RAW and CAP_NET_BIND_SERVICE; for
+/// captures CAP_NET_RAW, and tcpdump if they have a filter. Log filter in KVMCTL_LOG (info, debug, ...); spans go to an OTLP
 /// collector if OTEL_EXPORTER_OTLP_ENDPOINT is set.
 #[derive(Debug, Parser)]
 #[command(name = "netd", version)]
@@ -19,6 +20,9 @@ pub struct Config {
     /// Keeps what does not outlive a reboot.
     #[arg(long, value_name = "DIR", default_value = "/run/kvmctl/netd")]
     pub run_dir: PathBuf,
+    /// The program that serves DHCP and DNS.
+    #[arg(long, value_name = "PATH", default_value = "dnsmasq")]
+    pub dnsmasq: PathBuf,
     /// Group, by name or number, that may use the socket besides root. Without it: `kvmctl`, if there is such a group.
     #[arg(long, value_name = "GROUP", env = "KVMCTL_SOCKET_GROUP")]
     pub socket_group: Option<String>,

@@ -3,14 +3,16 @@
 pub mod diagnose;
 mod forward;
 mod port;
+mod service;
 
 pub use forward::{forward, forward_key, new_forward};
-pub use port::{new_port, port, port_change, port_key};
+pub use port::{Seen, new_port, port, port_change, port_key};
+pub use service::lease;
 
 use crate::{
     alloc,
     model::{Event, EventKind, IfName, Mode, NetworkSpec, State},
-    reconciler::{NetworkChange, NetworkView, NewNetwork},
+    reconciler::{NetworkChange, NetworkView, NewNetwork, ServicesChange},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proto::netd::v1 as wire;
@@ -81,6 +83,7 @@ fn spec(spec: wire::NetworkSpec) -> Result<NetworkSpec, Fault> {
         bridge: interface(&spec.bridge)?,
         uplink: interface(&spec.uplink)?,
         mtu: mtu(spec.mtu)?,
+        services: service::spec(spec.services.unwrap_or_default())?,
     };
     alloc::check_spec(&spec)?;
     Ok(spec)
@@ -119,11 +122,22 @@ pub fn network_change(request: wire::UpdateNetworkRequest) -> Result<(Name, Netw
             "spec.ipv6_cidr" => change.ipv6 = Some(cidr6(&spec.ipv6_cidr)?),
             "spec.mtu" => change.mtu = Some(mtu(spec.mtu)?),
             "spec.uplink" => change.uplink = Some(interface(&spec.uplink)?),
+            "spec.services" => {
+                change
+                    .services
+                    .push(ServicesChange::All(service::spec(spec.services.clone().unwrap_or_default())?));
+            }
             "spec.mode" | "spec.bridge" => {
                 return Err(invalid("CANNOT_CHANGE", format!("`{path}` of a network cannot change"))
                     .hint("its guests would lose their network: make another one, and move them there"));
             }
             other => {
+                let services = spec.services.clone().unwrap_or_default();
+                let field = other.strip_prefix("spec.services.").unwrap_or_default();
+                if let Some(part) = service::change(&services, field)? {
+                    change.services.push(part);
+                    continue;
+                }
                 return Err(invalid(
                     "INVALID_MASK",
                     format!("a network has no field `{}`", printable(other)),
@@ -238,7 +252,7 @@ fn text(value: Option<impl ToString>) -> String {
 
 /// A network for the wire.
 pub fn network(view: NetworkView) -> wire::Network {
-    let NetworkView { network, state: now, ports } = view;
+    let NetworkView { network, state: now, ports, service } = view;
     let (state, error) = state(&now, network.deleting);
     let mode = match network.spec.mode {
         Mode::Isolated => wire::NetworkMode::Isolated,
@@ -259,6 +273,7 @@ pub fn network(view: NetworkView) -> wire::Network {
             bridge: text(network.spec.bridge.as_ref()),
             uplink: text(network.spec.uplink.as_ref()),
             mtu: network.spec.mtu.unwrap_or(0),
+            services: Some(service::spec_out(&network.spec.services)),
         }),
         status: Some(wire::NetworkStatus {
             observed_generation: if now == State::Pending { 0 } else { network.generation },
@@ -270,6 +285,7 @@ pub fn network(view: NetworkView) -> wire::Network {
             mtu: network.mtu,
             port_count: u32::try_from(ports).unwrap_or(u32::MAX),
             warnings: crate::alloc::takeover_warnings(&network),
+            service: network.services().map(|services| service::status(services, service)),
         }),
         labels: network.labels.into_iter().collect(),
     }

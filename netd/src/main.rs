@@ -6,6 +6,7 @@ use netd::{
     kernel::{LinuxKernel, trace, watch},
     reconciler::Reconciler,
     server,
+    services::{Engine, Services, Settings, launch},
 };
 use shared::{
     fault::{Fault, Kind},
@@ -20,6 +21,10 @@ use std::{io::Write as _, process::ExitCode, sync::Arc};
 use tokio::sync::Notify;
 
 fn main() -> ExitCode {
+    // The gate in front of dnsmasq is this same program, before it has threads.
+    if let Some(code) = launch::child_main(std::env::args_os()) {
+        return code;
+    }
     let config = Config::parse();
     limits::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -51,7 +56,10 @@ async fn run(config: Config) -> Result<(), Fault> {
         None => group_id("kvmctl"),
     };
     let store = Store::open(&config.state_dir)?;
-    let reconciler = Reconciler::load(LinuxKernel::new()?, store).await?;
+    let kernel = LinuxKernel::new()?;
+    let settings = Settings::new(config.dnsmasq, config.run_dir, store.instance().simple().to_string())?;
+    let engine = Arc::new(Engine::new(settings, kernel.clone()));
+    let reconciler = Reconciler::load(kernel, store, Services::of(Arc::clone(&engine))).await?;
     // A trace that an earlier netd did not end.
     trace::sweep(&reconciler.instance()).await?;
     let changed = Arc::new(Notify::new());
@@ -64,10 +72,15 @@ async fn run(config: Config) -> Result<(), Fault> {
         let (reconciler, stop) = (reconciler.clone(), stop.clone());
         async move { reconciler.run(changed, stop).await }
     });
+    let looked_after = tokio::spawn({
+        let stop = stop.clone();
+        async move { engine.run(stop).await }
+    });
     let routes = server::routes(reconciler, stop.clone());
     let served = serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
     stop.cancel();
     repair.abort();
+    looked_after.abort();
     telemetry.finish().await;
     served
 }

@@ -3,10 +3,12 @@
 mod event;
 mod forward;
 mod port;
+mod service;
 
 pub use event::{Event, EventKind};
 pub use forward::{Forward, ForwardKey, ForwardSpec, Forwarding, Protocol, Target, forward_resource};
 pub use port::{Port, PortKey, PortSpec, Rate, Reservation, port_resource};
+pub use service::{Cell, Domain, Services, ServicesSpec, Upstreams};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -134,6 +136,9 @@ pub struct NetworkSpec {
     pub uplink: Option<IfName>,
     /// Bytes.
     pub mtu: Option<u32>,
+    /// DHCP, DNS and router advertisements.
+    #[serde(default)]
+    pub services: ServicesSpec,
 }
 
 /// The present state of a NIC that is taken over, so that it can be put back.
@@ -213,6 +218,9 @@ pub struct Network {
     pub mtu: u32,
     /// Set where a NIC is taken over.
     pub takeover: Option<Takeover>,
+    /// Set where an isolated network has services.
+    #[serde(default)]
+    pub cell: Option<Cell>,
     /// A delete was recorded and is not finished.
     pub deleting: bool,
 }

@@ -24,6 +24,7 @@ use crate::{
 use ipnet::IpNet;
 use shared::{
     fault::{Fault, Kind},
+    mac::Mac,
     name::Name,
 };
 use std::{
@@ -50,7 +51,7 @@ pub struct Desired {
 
 impl Desired {
     fn alias(&self, resource: &str) -> String {
-        format!("kvmctl:{}:{resource}", self.instance)
+        alias(&self.instance, resource)
     }
 
     /// Whether a link is this instance's: our group, and no alias of another instance. The alias of one that was
@@ -80,7 +81,13 @@ impl Desired {
         };
         match network.spec.mode {
             Mode::Bridged => {}
-            Mode::Isolated => add(Element::IsolatedBridge(bridge.clone())),
+            Mode::Isolated => {
+                add(Element::IsolatedBridge(bridge.clone()));
+                // Not from its services either.
+                if let Some(cell) = &network.cell {
+                    add(Element::IsolatedTap(cell.link.clone()));
+                }
+            }
             Mode::Nat | Mode::Routed => {
                 add(Element::GuestBridge(bridge.clone()));
                 add(if network.spec.mode == Mode::Nat {
@@ -122,6 +129,9 @@ impl Desired {
                 IpAddr::V4(v4) => Element::TapAddress4(port.tap.clone(), port.mac, v4),
                 IpAddr::V6(v6) => Element::TapAddress6(port.tap.clone(), v6),
             }));
+            // It forms this one besides another that was asked for, and may choose it as its source.
+            let formed = network.and_then(|network| network.formed_by(port.mac));
+            elements.extend(formed.map(|v6| Element::TapAddress6(port.tap.clone(), v6)));
             if !port.addresses().any(|address| address.is_ipv4()) {
                 elements.insert(Element::AnyAddress4(port.tap.clone()));
             }
@@ -253,7 +263,26 @@ impl Desired {
         if network.takeover.is_some() {
             takeover::take_over(network, observed, bridge, &mut actions)?;
         }
+        self.plan_cell(network, observed, &mut actions);
         Ok(actions)
+    }
+
+    /// A cell's link comes with the process that lives there, and goes with it: here it is only kept as it was made.
+    fn plan_cell(&self, network: &Network, observed: &Observed, actions: &mut Vec<Action>) {
+        let Some((spec, _)) = cell(network, &self.instance) else { return };
+        let Some(link) = observed.links.get(&spec.name).filter(|link| self.owns(link)) else { return };
+        if link.alias != spec.alias {
+            actions.push(Action::SetAlias(spec.name.clone(), spec.alias.clone()));
+        }
+        if link.mtu != spec.mtu {
+            actions.push(Action::SetMtu(spec.name.clone(), spec.mtu));
+        }
+        if link.master.as_ref() != Some(&network.bridge) || link.port != Some(spec.flags) {
+            actions.push(Action::RepairTap(spec.clone()));
+        }
+        if !link.up {
+            actions.push(Action::SetUp(spec.name, true));
+        }
     }
 
     fn plan_network_removal(&self, network: &Network, observed: &Observed) -> Vec<Action> {
@@ -262,6 +291,11 @@ impl Desired {
             observed.links.get(&network.bridge).filter(|link| network.owns_bridge() && self.owns(link));
         if network.takeover.is_some() {
             takeover::give_back(network, observed, bridge, &mut actions);
+        }
+        if let Some(cell) = &network.cell
+            && observed.links.get(&cell.link).is_some_and(|link| self.owns(link))
+        {
+            actions.push(Action::DeleteLink(cell.link.clone()));
         }
         if bridge.is_some() {
             actions.push(Action::DeleteLink(network.bridge.clone()));
@@ -341,9 +375,10 @@ impl Desired {
     #[must_use]
     pub fn strays(&self, observed: &Observed) -> Vec<IfName> {
         let bridges = self.networks.values().map(|n| &n.bridge);
+        let cells = self.networks.values().filter_map(|n| Some(&n.cell.as_ref()?.link));
         let taps = self.ports.values().map(|p| &p.tap);
         let ifbs: Vec<IfName> = self.ports.values().map(Port::ifb).collect();
-        let known: BTreeSet<&IfName> = bridges.chain(taps).chain(&ifbs).collect();
+        let known: BTreeSet<&IfName> = bridges.chain(cells).chain(taps).chain(&ifbs).collect();
         observed
             .links
             .iter()
@@ -351,6 +386,36 @@ impl Desired {
             .map(|(name, _)| name.clone())
             .collect()
     }
+}
+
+fn alias(instance: &str, resource: &str) -> String {
+    format!("kvmctl:{instance}:{resource}")
+}
+
+/// The link of a network's cell on its bridge, and the MAC behind it; `None` if it has no cell.
+#[must_use]
+pub fn cell(network: &Network, instance: &str) -> Option<(TapSpec, Mac)> {
+    let cell = network.cell.as_ref()?;
+    let outer = TapSpec {
+        name: cell.link.clone(),
+        bridge: network.bridge.clone(),
+        owner: 0,
+        mtu: network.mtu,
+        mac: cell.mac,
+        alias: alias(instance, &network.resource()),
+        flags: PortFlags {
+            learning: false,
+            flood: false,
+            bpdu_guard: true,
+            root_block: true,
+            isolated: false,
+            reserved_groups: RESERVED_GROUPS,
+            hairpin: false,
+        },
+        rate: None,
+        ifb: None,
+    };
+    Some((outer, cell.mac))
 }
 
 fn profile(network: &Network) -> BridgeProfile {

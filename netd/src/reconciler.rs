@@ -23,6 +23,7 @@ use crate::{
         Event, Forward, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
     },
     plan::Desired,
+    services::{Services, Status},
 };
 use events::{EVENT, Events};
 use shared::{
@@ -40,7 +41,7 @@ use tracing::Instrument as _;
 
 pub use events::Watch;
 pub use forward::{ForwardView, NewForward};
-pub use network::{NetworkChange, NewNetwork};
+pub use network::{NetworkChange, NewNetwork, ServicesChange};
 pub(crate) use port::may_change;
 pub use port::{NewPort, PortChange};
 
@@ -65,6 +66,7 @@ struct Inner<K> {
     kernel: K,
     store: Store,
     events: Events,
+    services: Services,
     /// Held for the whole of a change.
     writer: Mutex<Writer>,
     /// Written only by the holder of `writer`, never across an await.
@@ -98,6 +100,8 @@ pub struct NetworkView {
     pub state: State,
     /// Number of its ports.
     pub ports: usize,
+    /// How its guests are served, where the network does that.
+    pub service: Status,
 }
 
 /// A port as clients see it.
@@ -116,7 +120,7 @@ impl<K: Kernel> Reconciler<K> {
     ///
     /// # Errors
     /// FAILED_PRECONDITION if the store cannot be read.
-    pub async fn load(kernel: K, store: Store) -> Result<Self, Fault> {
+    pub async fn load(kernel: K, store: Store, services: Services) -> Result<Self, Fault> {
         let networks = store.load::<Network>(NETWORK).await?;
         let ports = store.load::<Port>(PORT).await?;
         let forwards = store.load::<Forward>(FORWARD).await?;
@@ -146,7 +150,7 @@ impl<K: Kernel> Reconciler<K> {
         };
         let records = RwLock::new(Records { desired, states: BTreeMap::new(), warnings });
         let events = Events::new(events.records.into_iter().map(|(_, event)| event).collect());
-        Ok(Self(Arc::new(Inner { kernel, store, events, writer: Mutex::default(), records })))
+        Ok(Self(Arc::new(Inner { kernel, store, services, events, writer: Mutex::default(), records })))
     }
 
     /// Runs a change to its end even if the caller goes away.

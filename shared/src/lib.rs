@@ -5,6 +5,7 @@ pub mod fault;
 pub mod limits;
 pub mod mac;
 pub mod name;
+pub mod process;
 pub mod serve;
 pub mod shutdown;
 pub mod socket;

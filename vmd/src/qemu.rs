@@ -4,7 +4,8 @@ pub mod args;
 pub mod files;
 pub mod host;
 pub mod launch;
-pub mod process;
 pub mod qmp;
 pub mod stderr;
 pub mod tap;
+
+pub use shared::process;

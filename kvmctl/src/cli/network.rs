@@ -8,7 +8,7 @@ use crate::{
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::ArgValueCompleter;
 use shared::{mac::Mac, name::Name};
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 /// `kvmctl network`.
 #[derive(Debug, Subcommand)]
@@ -19,7 +19,7 @@ pub enum NetworkCommand {
     #[command(after_help = "\
 Examples:
   kvmctl network create lan --mode nat
-  kvmctl network create lab --mode isolated --ipv4 10.9.0.1/24
+  kvmctl network create lab --mode isolated --ipv4 10.9.0.1/24 --dhcp on
   kvmctl network create dmz --mode routed --ipv4 192.0.2.1/24 --uplink eth0
   kvmctl network create office --mode bridged --uplink eth1")]
     Create(CreateNetwork),
@@ -39,9 +39,15 @@ Examples:
     #[command(after_help = "\
 Examples:
   kvmctl network update lan --ipv6 fd00:1::1/64
-  kvmctl network update lan --mtu 1400
+  kvmctl network update lan --mtu 1400 --dns 192.0.2.53
   kvmctl network update dmz --uplink eth2")]
     Update(UpdateNetwork),
+    /// Lists the addresses that a network's DHCP server has given out
+    Leases {
+        /// The network's name
+        #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
+        name: Name,
+    },
     /// Deletes a network and puts the host back as it was
     #[command(visible_alias = "rm")]
     Delete {
@@ -78,12 +84,24 @@ pub struct CreateNetwork {
     /// Bytes, 68 to 65535; the uplink's, else 1500
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65535))]
     pub mtu: Option<u32>,
+    /// DHCP, DNS and router advertisements for guests; on for nat and routed, off for isolated if not given
+    #[arg(long, value_enum)]
+    pub dhcp: Option<OnOff>,
+    /// What guests' names in DNS end in; NETWORK.internal if not given
+    #[arg(long)]
+    pub domain: Option<String>,
+    /// A DNS server to ask for other names, may be repeated; this host's own if not given
+    #[arg(long = "dns", value_name = "ADDR")]
+    pub upstreams: Vec<IpAddr>,
+    /// How long DHCP gives an address for, 120s to a year; 1h if not given
+    #[arg(long = "lease-time", value_name = "TIME", value_parser = parse::duration)]
+    pub lease_time: Option<Duration>,
 }
 
 /// `kvmctl network update`.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("change").required(true).multiple(true)
-    .args(["ipv4", "ipv6", "mtu", "uplink", "any_uplink"])))]
+    .args(["ipv4", "ipv6", "mtu", "uplink", "any_uplink", "dhcp", "domain", "upstreams", "host_dns", "lease_time"])))]
 pub struct UpdateNetwork {
     /// The network's name
     #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
@@ -103,6 +121,21 @@ pub struct UpdateNetwork {
     /// nat and routed: any way out that is not a network of ours
     #[arg(long)]
     pub any_uplink: bool,
+    /// DHCP, DNS and router advertisements for guests
+    #[arg(long, value_enum)]
+    pub dhcp: Option<OnOff>,
+    /// What guests' names in DNS end in
+    #[arg(long)]
+    pub domain: Option<String>,
+    /// A DNS server to ask for other names in place of the former ones, may be repeated
+    #[arg(long = "dns", value_name = "ADDR", conflicts_with = "host_dns")]
+    pub upstreams: Vec<IpAddr>,
+    /// Ask the DNS servers of this host for other names
+    #[arg(long = "host-dns")]
+    pub host_dns: bool,
+    /// How long DHCP gives an address for, 120s to a year
+    #[arg(long = "lease-time", value_name = "TIME", value_parser = parse::duration)]
+    pub lease_time: Option<Duration>,
 }
 
 /// What a network promises about packets.

@@ -2,13 +2,14 @@
 
 use super::resource;
 use crate::{
-    cli::{Mode, NetworkCommand, UpdateNetwork},
+    cli::{Mode, NetworkCommand, OnOff, UpdateNetwork},
     client::{Clients, DEADLINE, within},
-    output::{Printer, Stop, network::Network},
+    output::{Printer, Stop, lease::Lease, network::Network},
 };
 use prost_types::FieldMask;
-use proto::netd::v1::{self as wire, NetworkMode};
+use proto::netd::v1::{self as wire, NetworkMode, ServiceSwitch};
 use shared::fault::Fault;
+use std::time::Duration;
 
 /// Carries out a command on networks.
 ///
@@ -24,6 +25,12 @@ pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Print
                 bridge: create.bridge.unwrap_or_default(),
                 uplink: create.uplink.unwrap_or_default(),
                 mtu: create.mtu.unwrap_or_default(),
+                services: Some(wire::NetworkServices {
+                    dhcp: switch(create.dhcp).into(),
+                    domain: create.domain.unwrap_or_default(),
+                    dns_upstreams: create.upstreams.iter().map(ToString::to_string).collect(),
+                    lease_seconds: create.lease_time.map_or(0, seconds),
+                }),
             };
             let network = wire::Network {
                 name: resource::network(&create.name),
@@ -49,6 +56,13 @@ pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Print
             let call = networks.update_network(within(DEADLINE, change(update)));
             let network: Network = clients.netd.call(DEADLINE, call).await?.into();
             printer.changed("network", "changed", &network)
+        }
+        NetworkCommand::Leases { name } => {
+            let request = wire::ListLeasesRequest { parent: resource::network(&name) };
+            let mut networks = clients.networks()?;
+            let call = networks.list_leases(within(DEADLINE, request));
+            let leases = clients.netd.call(DEADLINE, call).await?.leases;
+            printer.list(&leases.into_iter().map(Lease::from).collect::<Vec<_>>())
         }
         NetworkCommand::Delete { name, force } => {
             let request = wire::DeleteNetworkRequest { name: resource::network(&name), force };
@@ -86,6 +100,10 @@ fn change(update: UpdateNetwork) -> wire::UpdateNetworkRequest {
         ("ipv6_cidr", update.ipv6.is_some()),
         ("mtu", update.mtu.is_some()),
         ("uplink", update.uplink.is_some() || update.any_uplink),
+        ("services.dhcp", update.dhcp.is_some()),
+        ("services.domain", update.domain.is_some()),
+        ("services.dns_upstreams", !update.upstreams.is_empty() || update.host_dns),
+        ("services.lease_seconds", update.lease_time.is_some()),
     ];
     let paths = fields.iter().filter(|(_, named)| *named).map(|(field, _)| format!("spec.{field}")).collect();
     let spec = wire::NetworkSpec {
@@ -93,6 +111,12 @@ fn change(update: UpdateNetwork) -> wire::UpdateNetworkRequest {
         ipv6_cidr: update.ipv6.unwrap_or_default(),
         mtu: update.mtu.unwrap_or_default(),
         uplink: update.uplink.unwrap_or_default(),
+        services: Some(wire::NetworkServices {
+            dhcp: switch(update.dhcp).into(),
+            domain: update.domain.unwrap_or_default(),
+            dns_upstreams: update.upstreams.iter().map(ToString::to_string).collect(),
+            lease_seconds: update.lease_time.map_or(0, seconds),
+        }),
         ..Default::default()
     };
     let network =
@@ -102,6 +126,19 @@ fn change(update: UpdateNetwork) -> wire::UpdateNetworkRequest {
         update_mask: Some(FieldMask { paths }),
         expected_generation: 0,
     }
+}
+
+fn switch(choice: Option<OnOff>) -> ServiceSwitch {
+    match choice {
+        None => ServiceSwitch::Unspecified,
+        Some(OnOff::On) => ServiceSwitch::On,
+        Some(OnOff::Off) => ServiceSwitch::Off,
+    }
+}
+
+/// Whole seconds. Less than one is one, which netd refuses, where zero would be the default.
+fn seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
 fn mode(mode: Mode) -> NetworkMode {

@@ -6,7 +6,7 @@ use super::{
     time::rfc3339,
     word,
 };
-use proto::netd::v1::{self as wire, NetworkMode, ObjectState};
+use proto::netd::v1::{self as wire, NetworkMode, ObjectState, ServiceState, ServiceSwitch};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -46,6 +46,38 @@ pub struct NetworkSpec {
     pub uplink: Option<String>,
     /// Bytes; null: netd's choice.
     pub mtu: Option<u32>,
+    /// DHCP, DNS and router advertisements.
+    pub services: NetworkServices,
+}
+
+/// What was asked for guests; null: the default.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkServices {
+    /// on or off.
+    pub dhcp: Option<String>,
+    /// What guests' names end in.
+    pub domain: Option<String>,
+    /// Empty: the host's own.
+    pub dns_upstreams: Vec<String>,
+    /// Seconds.
+    pub lease_seconds: Option<u32>,
+}
+
+/// The process that serves guests.
+#[derive(Clone, Debug, Serialize)]
+pub struct Service {
+    /// starting, running or failed.
+    pub state: String,
+    /// Its process id.
+    pub pid: Option<u32>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// What guests' names end in.
+    pub domain: String,
+    /// Empty: the host's own, or none on isolated.
+    pub dns_upstreams: Vec<String>,
+    /// Seconds.
+    pub lease_seconds: u32,
 }
 
 /// What came of it.
@@ -69,6 +101,45 @@ pub struct NetworkStatus {
     pub port_count: u32,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// Null: the network serves nothing.
+    pub service: Option<Service>,
+}
+
+impl From<wire::NetworkServices> for NetworkServices {
+    fn from(services: wire::NetworkServices) -> Self {
+        let dhcp = match services.dhcp() {
+            ServiceSwitch::Unspecified => None,
+            ServiceSwitch::On => Some("on".to_owned()),
+            ServiceSwitch::Off => Some("off".to_owned()),
+        };
+        Self {
+            dhcp,
+            domain: set(services.domain),
+            dns_upstreams: services.dns_upstreams,
+            lease_seconds: (services.lease_seconds != 0).then_some(services.lease_seconds),
+        }
+    }
+}
+
+impl From<wire::ServiceStatus> for Service {
+    fn from(status: wire::ServiceStatus) -> Self {
+        let state = ServiceState::try_from(status.state).ok().map(|s| s.as_str_name());
+        Self {
+            state: word(state, "SERVICE_STATE_", "unknown"),
+            pid: (status.pid != 0).then_some(status.pid),
+            error: set(status.error),
+            domain: status.domain,
+            dns_upstreams: status.dns_upstreams,
+            lease_seconds: status.lease_seconds,
+        }
+    }
+}
+
+impl Service {
+    fn text(&self) -> String {
+        let pid = self.pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
+        format!("{}{pid}", self.state)
+    }
 }
 
 /// An object's state as a word.
@@ -95,6 +166,7 @@ impl From<wire::Network> for Network {
                 bridge: set(spec.bridge),
                 uplink: set(spec.uplink),
                 mtu: (spec.mtu != 0).then_some(spec.mtu),
+                services: spec.services.unwrap_or_default().into(),
             },
             status: NetworkStatus {
                 observed_generation: status.observed_generation,
@@ -106,6 +178,7 @@ impl From<wire::Network> for Network {
                 mtu: (status.mtu != 0).then_some(status.mtu),
                 port_count: status.port_count,
                 warnings: status.warnings,
+                service: status.service.map(Service::from),
             },
         }
     }
@@ -143,9 +216,16 @@ impl Object for Network {
             .maybe("IPv4", status.ipv4_cidr.as_deref())
             .maybe("IPv6", status.ipv6_cidr.as_deref())
             .maybe("MTU", status.mtu.map(|mtu| mtu.to_string()))
+            .line("DHCP and DNS", status.service.as_ref().map_or_else(|| "off".to_owned(), Service::text))
+            .maybe("Domain", status.service.as_ref().map(|service| service.domain.as_str()))
+            .maybe(
+                "Lease time",
+                status.service.as_ref().map(|service| format!("{} s", service.lease_seconds)),
+            )
             .line("Ports", status.port_count.to_string())
             .line("UID", &self.uid)
             .maybe("Created", self.create_time.as_deref())
+            .items("DNS servers", status.service.iter().flat_map(|service| service.dns_upstreams.clone()))
             .items("Labels", self.labels.iter().map(|(key, value)| format!("{key}={value}")))
             .items("Warnings", status.warnings.clone())
             .render()

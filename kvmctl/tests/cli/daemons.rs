@@ -40,6 +40,20 @@ fn list_prints_every_page_in_every_format() {
 }
 
 #[test]
+fn leases_are_listed_in_every_format() {
+    let fake = Fake::start();
+    assert_snapshot!(fake.run("network leases lan").out, @r"
+    ADDRESS        MAC                HOSTNAME  PORT   EXPIRES
+    192.168.100.2  52:54:00:00:00:01  www       web-0  2026-11-24T21:44:50.000Z
+    fd00:1::2      -                  -         -      -
+    ");
+    assert_eq!(fake.run("network leases lan -o name").out, "192.168.100.2\nfd00:1::2\n");
+    let json: serde_json::Value = serde_json::from_str(&fake.run("network leases lan -o json").out).unwrap();
+    assert_eq!(json[0]["hostname"], "www");
+    assert_eq!(json[1]["port"], serde_json::Value::Null);
+}
+
+#[test]
 fn delete_says_so_in_every_format() {
     let fake = Fake::start();
     let delete = "network delete lan --force -o";

@@ -135,6 +135,22 @@ impl netd::network_service_server::NetworkService for Networks {
         unused()
     }
 
+    async fn list_leases(
+        &self,
+        request: Request<netd::ListLeasesRequest>,
+    ) -> Reply<netd::ListLeasesResponse> {
+        let port = format!("{}/ports/web-0", request.into_inner().parent);
+        let lease = netd::Lease {
+            address: "192.168.100.2".into(),
+            mac: "52:54:00:00:00:01".into(),
+            hostname: "www".into(),
+            expire_time: Some(prost_types::Timestamp { seconds: 1_795_556_690, nanos: 0 }),
+            port,
+        };
+        let of_nobody = netd::Lease { address: "fd00:1::2".into(), ..Default::default() };
+        Ok(Response::new(netd::ListLeasesResponse { leases: vec![lease, of_nobody] }))
+    }
+
     async fn delete_network(
         &self,
         request: Request<netd::DeleteNetworkRequest>,

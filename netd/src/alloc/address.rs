@@ -18,6 +18,9 @@ const MOST_RESERVATIONS: usize = 4096;
 /// fe80::/64, which every interface has a part in.
 pub const LINK_LOCAL: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
 
+/// The bits that addresses of one /64 which are made of MACs have in common (RFC 4291, appendix A).
+const EUI64_MASK: u128 = 0xffff_ffff_ffff_ffff_0000_00ff_ff00_0000;
+
 /// The addresses of a port, decided once.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
@@ -59,8 +62,8 @@ impl<'a> Uses<'a> {
         }
     }
 
-    /// Whether a guest may have an address that a client asks for.
-    fn check(&self, address: IpAddr) -> Result<(), Fault> {
+    /// Whether a guest with this MAC may have an address that a client asks for.
+    fn check(&self, address: IpAddr, mac: Mac) -> Result<(), Fault> {
         let refuse = |reason: &str, why: String| {
             Err(Fault::new(Kind::InvalidArgument, reason, format!("{address} cannot be the guest's: {why}"))
                 .meta("address", address)
@@ -86,6 +89,12 @@ impl<'a> Uses<'a> {
                 return refuse("INVALID_ADDRESS", format!("it stands for the subnet {}", net.trunc()));
             }
         }
+        if let (IpAddr::V6(v6), Some(own)) = (address, self.network.formed_by(mac))
+            && u128::from(v6) & EUI64_MASK == u128::from(own) & EUI64_MASK
+            && v6 != own
+        {
+            return refuse("ADDRESS_TAKEN", "guests form addresses like it of their MACs".to_owned());
+        }
         match self.ports.get(&address) {
             Some(port) => Err(Fault::new(
                 Kind::AlreadyExists,
@@ -99,16 +108,21 @@ impl<'a> Uses<'a> {
     }
 
     /// An address that the port had before and may have again.
-    fn again(&self, before: Option<IpAddr>) -> Option<IpAddr> {
-        before.filter(|address| self.check(*address).is_ok())
+    fn again(&self, before: Option<IpAddr>, mac: Mac) -> Option<IpAddr> {
+        before.filter(|address| self.check(*address, mac).is_ok())
     }
 
-    fn ipv4(&self, asked: Option<Ipv4Addr>, own: Option<&Reservation>) -> Result<Option<Ipv4Addr>, Fault> {
+    fn ipv4(
+        &self,
+        asked: Option<Ipv4Addr>,
+        own: Option<&Reservation>,
+        mac: Mac,
+    ) -> Result<Option<Ipv4Addr>, Fault> {
         if let Some(asked) = asked {
-            return self.check(asked.into()).map(|()| Some(asked));
+            return self.check(asked.into(), mac).map(|()| Some(asked));
         }
         let Some(net) = self.network.ipv4 else { return Ok(None) };
-        let address = match self.again(own.and_then(|r| r.ipv4).map(IpAddr::V4)) {
+        let address = match self.again(own.and_then(|r| r.ipv4).map(IpAddr::V4), mac) {
             Some(before) => before,
             None => self.free(net.hosts().map(IpAddr::V4), net.into())?,
         };
@@ -122,12 +136,12 @@ impl<'a> Uses<'a> {
         mac: Mac,
     ) -> Result<Option<Ipv6Addr>, Fault> {
         if let Some(asked) = asked {
-            return self.check(asked.into()).map(|()| Some(asked));
+            return self.check(asked.into(), mac).map(|()| Some(asked));
         }
         let Some(net) = self.network.ipv6 else { return Ok(None) };
         let by_mac = IpAddr::V6(eui64(net, mac));
-        let address = match self.again(own.and_then(|r| r.ipv6).map(IpAddr::V6)) {
-            _ if net.prefix_len() <= 64 && self.check(by_mac).is_ok() => by_mac,
+        let address = match self.again(own.and_then(|r| r.ipv6).map(IpAddr::V6), mac) {
+            _ if net.prefix_len() <= 64 && self.check(by_mac, mac).is_ok() => by_mac,
             Some(before) => before,
             None => self.free(net.hosts().skip(1).map(IpAddr::V6), net.into())?,
         };
@@ -171,10 +185,10 @@ pub fn addresses<'a>(
 ) -> Result<Addresses, Fault> {
     let uses = Uses::new(network, others, reservations.clone());
     let own = reservations.clone().find(|r| r.name == *port.0);
-    let ipv4 = uses.ipv4(spec.ipv4, own)?;
+    let ipv4 = uses.ipv4(spec.ipv4, own, port.1)?;
     let ipv6 = uses.ipv6(spec.ipv6, own, port.1)?;
     for address in &spec.extra {
-        uses.check(*address)?;
+        uses.check(*address, port.1)?;
     }
     let used = |r: &&Reservation| {
         r.name == *port.0 || r.ipv4.is_some() && r.ipv4 == ipv4 || r.ipv6.is_some() && r.ipv6 == ipv6
@@ -189,25 +203,39 @@ pub fn addresses<'a>(
     Ok(Addresses { ipv4, ipv6, given_up })
 }
 
-/// Checks what is not an address: names that guests call each other by.
+/// Checks what is not an address: names that guests call each other by. In DNS a port has its host name and its own.
 ///
 /// # Errors
-/// ALREADY_EXISTS if another port of the network has that host name.
+/// ALREADY_EXISTS if another port of the network has one of these names.
 pub fn check_names<'a>(
     port: &Name,
     spec: &PortSpec,
     mut others: impl Iterator<Item = &'a Port>,
 ) -> Result<(), Fault> {
     let hostname = spec.hostname.as_ref().unwrap_or(port);
-    match others.find(|other| other.name != *port && other.hostname() == hostname) {
-        Some(other) => Err(Fault::new(
+    let taken = others.find_map(|other| {
+        let names = [&other.name, other.hostname()];
+        let name = [port, hostname].into_iter().find(|name| names.contains(name))?;
+        (other.name != *port).then_some((name, other))
+    });
+    match taken {
+        Some((name, other)) => Err(Fault::new(
             Kind::AlreadyExists,
             "HOSTNAME_TAKEN",
-            format!("the host name `{hostname}` belongs to `{}`", other.resource()),
+            format!("the host name `{name}` belongs to `{}`", other.resource()),
         )
         .meta("port", other.resource())
         .hint("choose another one with --hostname")),
         None => Ok(()),
+    }
+}
+
+impl Network {
+    /// The address that a guest with this MAC forms by itself, once it has heard the router; `None` where it forms none.
+    #[must_use]
+    pub fn formed_by(&self, mac: Mac) -> Option<Ipv6Addr> {
+        let net = self.ipv6.filter(|net| net.prefix_len() <= 64 && self.services().is_some())?;
+        Some(eui64(net, mac))
     }
 }
 

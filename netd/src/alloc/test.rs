@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     kernel::fake::{FakeKernel, Host},
     kernel::{Action, Kernel as _, Scope},
-    model::{Address, LINK_GROUP, Mode, PortSpec, Route},
+    model::{Address, LINK_GROUP, Mode, PortSpec, Route, ServicesSpec},
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
@@ -20,7 +20,15 @@ fn link(text: &str) -> IfName {
 }
 
 fn spec(mode: Mode) -> NetworkSpec {
-    NetworkSpec { mode, ipv4: None, ipv6: None, bridge: None, uplink: None, mtu: None }
+    NetworkSpec {
+        mode,
+        ipv4: None,
+        ipv6: None,
+        bridge: None,
+        uplink: None,
+        mtu: None,
+        services: ServicesSpec::default(),
+    }
 }
 
 fn network(text: &str, mode: Mode, ipv4: Option<&str>) -> Network {
@@ -39,6 +47,7 @@ fn network(text: &str, mode: Mode, ipv4: Option<&str>) -> Network {
         ipv6: None,
         mtu: 1500,
         takeover: None,
+        cell: None,
         deleting: false,
     }
 }

@@ -151,12 +151,25 @@ pub fn port_change(request: wire::UpdatePortRequest) -> Result<(PortKey, PortCha
     Ok((key, change))
 }
 
-/// A port for the wire; `attached` and `traffic` are what the kernel said just now.
-pub fn port(view: PortView, attached: bool, traffic: &TapTraffic) -> wire::Port {
+/// What is known of a port just now besides its record.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Whether a program has its tap open.
+    pub attached: bool,
+    /// What its guest's frames have left behind.
+    pub traffic: TapTraffic,
+    /// What the DHCP server has given out, to whichever port.
+    pub leased: BTreeSet<IpAddr>,
+}
+
+/// A port for the wire.
+pub fn port(view: PortView, seen: &Seen) -> wire::Port {
+    let Seen { attached, traffic, leased } = seen;
+
     let PortView { port, state: now, mtu } = view;
     let (state, error) = state(&now, port.deleting);
     let filter = if port.spec.filter { wire::PortFilter::On } else { wire::PortFilter::Off };
-    let addresses = addresses(&port.addresses().collect(), traffic);
+    let addresses = addresses(&port.addresses().collect(), leased, traffic);
     let rate = |rate: Option<Rate>| {
         rate.map(|rate| wire::Rate { bits_per_second: rate.bits_per_second, burst_bytes: rate.burst_bytes })
     };
@@ -185,7 +198,7 @@ pub fn port(view: PortView, attached: bool, traffic: &TapTraffic) -> wire::Port 
             mac: port.mac.to_string(),
             mtu,
             owner_uid: port.owner,
-            attached,
+            attached: *attached,
             ipv4_address: text(port.ipv4),
             ipv6_address: text(port.ipv6),
             hostname: port.hostname().to_string(),
@@ -197,10 +210,17 @@ pub fn port(view: PortView, attached: bool, traffic: &TapTraffic) -> wire::Port 
 }
 
 /// Every address once, with how it is known.
-fn addresses(recorded: &BTreeSet<IpAddr>, traffic: &TapTraffic) -> Vec<wire::PortAddress> {
+fn addresses(
+    recorded: &BTreeSet<IpAddr>,
+    leased: &BTreeSet<IpAddr>,
+    traffic: &TapTraffic,
+) -> Vec<wire::PortAddress> {
     let mut known: BTreeMap<IpAddr, Vec<i32>> = BTreeMap::new();
     for address in recorded {
         known.entry(*address).or_default().push(wire::AddressEvidence::Static.into());
+    }
+    for address in recorded.intersection(leased) {
+        known.entry(*address).or_default().push(wire::AddressEvidence::Dhcp.into());
     }
     for address in &traffic.seen {
         known.entry(*address).or_default().push(wire::AddressEvidence::Observed.into());

@@ -3,8 +3,8 @@
 //! Every call of the trait is a step, `observe` as well as `apply`. A script says at which step what goes wrong.
 
 use super::{
-    Action, BridgeProfile, Bucket, Elements, Kernel, Link, LinkKind, Listener, Observed, PortFlags, Scope,
-    Tables, TapSpec, Traffic,
+    Action, BridgeProfile, Bucket, CellSpec, Elements, Kernel, Link, LinkKind, Listener, Observed, PortFlags,
+    Scope, Tables, TapSpec, Traffic,
 };
 use crate::{
     model::{Address, IfName, LINK_GROUP, Protocol, Route},
@@ -411,6 +411,15 @@ impl Host {
             Action::Redirect { tap, ifb } => self.redirect(tap, ifb, action)?,
             Action::Unredirect(tap) => self.get(tap, action)?.redirect = None,
             Action::RepairTap(spec) => self.plug(spec, action)?,
+            Action::CreateCell(CellSpec { outer, .. }) => {
+                self.delete_link(&outer.name);
+                let link = self.add_link(&outer.name, LinkKind::Nic);
+                link.group = LINK_GROUP;
+                link.alias.clone_from(&outer.alias);
+                link.mtu = outer.mtu;
+                self.plug(outer, action)?;
+                self.set_up(&outer.name, true, action)?;
+            }
             Action::DeleteLink(name) => self.delete_link(name),
             Action::SetAlias(name, alias) => self.get(name, action)?.alias.clone_from(alias),
             Action::SetMtu(name, mtu) => self.get(name, action)?.mtu = *mtu,

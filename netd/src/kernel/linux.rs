@@ -53,7 +53,7 @@ pub struct LinuxKernel {
     pub(super) dump: Arc<Mutex<()>>,
 }
 
-fn refused(what: impl Into<String>, error: rtnetlink::Error) -> Fault {
+pub(super) fn refused(what: impl Into<String>, error: rtnetlink::Error) -> Fault {
     let fault = Fault::new(Kind::Internal, "NETLINK", what);
     match error {
         rtnetlink::Error::NetlinkError(message) => {
@@ -87,7 +87,7 @@ impl LinuxKernel {
         Ok(Self { netlink, dump: Arc::default() })
     }
 
-    async fn link(&self, name: &IfName) -> Result<Option<LinkMessage>, Fault> {
+    pub(super) async fn link(&self, name: &IfName) -> Result<Option<LinkMessage>, Fault> {
         let found = self.netlink.link().get().match_name(name.to_string()).execute().try_next().await;
         match found {
             Ok(message) => Ok(message),
@@ -198,7 +198,7 @@ impl LinuxKernel {
         self.set_link(name, LinkUnspec::new_with_index(index).alias(alias), "mark").await
     }
 
-    async fn set_link(
+    pub(super) async fn set_link(
         &self,
         name: &IfName,
         builder: LinkMessageBuilder<LinkUnspec>,
@@ -251,7 +251,7 @@ impl LinuxKernel {
     }
 
     /// Makes the tap a guarded port of its bridge.
-    async fn plug(&self, spec: &TapSpec) -> Result<(), Fault> {
+    pub(super) async fn plug(&self, spec: &TapSpec) -> Result<(), Fault> {
         let (name, flags) = (&spec.name, spec.flags);
         let index = self.index(name).await?;
         let bridge = self.index(&spec.bridge).await?;
@@ -355,7 +355,7 @@ impl LinuxKernel {
         Ok(())
     }
 
-    async fn delete_link(&self, name: &IfName) -> Result<(), Fault> {
+    pub(super) async fn delete_link(&self, name: &IfName) -> Result<(), Fault> {
         let Some(message) = self.link(name).await? else { return Ok(()) };
         let result = self.netlink.link().del(message.header.index).execute().await;
         settled(result, &[ENODEV]).map_err(|e| refused(format!("cannot delete link `{name}`"), e))
@@ -433,6 +433,7 @@ impl Kernel for LinuxKernel {
             | Action::ClearRate(_)
             | Action::Redirect { .. }
             | Action::Unredirect(_) => self.shape(action).await,
+            Action::CreateCell(spec) => self.create_cell(spec).await,
             Action::DeleteLink(name) => self.delete_link(name).await,
             Action::SetAlias(name, alias) => {
                 let index = self.index(name).await?;

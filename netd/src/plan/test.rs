@@ -3,10 +3,10 @@
 use super::*;
 use crate::{
     kernel::{
-        Bucket, Kernel as _, Scope,
+        Bucket, CellSpec, Kernel as _, Scope,
         fake::{FakeKernel, Host},
     },
-    model::{NetworkSpec, PortSpec, Rate, Takeover},
+    model::{Cell, NetworkSpec, PortSpec, Rate, ServicesSpec, Takeover},
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
@@ -30,13 +30,22 @@ fn network(text: &str, mode: Mode) -> Network {
         created: now,
         updated: now,
         labels: BTreeMap::new(),
-        spec: NetworkSpec { mode, ipv4: None, ipv6: None, bridge: None, uplink: None, mtu: None },
+        spec: NetworkSpec {
+            mode,
+            ipv4: None,
+            ipv6: None,
+            bridge: None,
+            uplink: None,
+            mtu: None,
+            services: ServicesSpec::default(),
+        },
         bridge: link(&format!("kvb-{text}")),
         bridge_mac: Mac::derived(text, 0),
         ipv4: None,
         ipv6: None,
         mtu: 1500,
         takeover: None,
+        cell: None,
         deleting: false,
     }
 }
@@ -481,6 +490,38 @@ prop_compose! {
         }).collect();
         (kernel, desired(made, ports))
     }
+}
+
+#[test]
+fn a_cells_link_is_kept_but_not_made_and_reaches_no_host() {
+    let cell = Cell { link: link("kvs-lab"), mac: Mac::derived("cell", 0) };
+    let lab = Network { cell: Some(cell), ..network("lab", Mode::Isolated) };
+    let desired = Desired {
+        instance: "i".to_owned(),
+        networks: BTreeMap::from([(lab.name.clone(), lab.clone())]),
+        ..Desired::default()
+    };
+    assert!(desired.network_elements(&lab).0.contains(&Element::IsolatedTap(link("kvs-lab"))));
+    let kernel = FakeKernel::new();
+    let observe = || kernel.observe(&Scope::Host).now_or_never().unwrap().unwrap();
+    kernel.prepare(&desired.plan_network(&lab, &observe()).unwrap());
+    assert_eq!(desired.plan_network(&lab, &observe()).unwrap(), [], "it comes with its process");
+    let (outer, inner_mac) = super::cell(&lab, "i").unwrap();
+    kernel.prepare(&[Action::CreateCell(CellSpec { outer, inner_mac, pid: 1 })]);
+    assert_eq!(desired.plan_network(&lab, &observe()).unwrap(), []);
+    assert_eq!(desired.strays(&observe()), Vec::<IfName>::new());
+    kernel.prepare(&[
+        Action::SetMaster(link("kvs-lab"), None),
+        Action::SetUp(link("kvs-lab"), false),
+        Action::SetAlias(link("kvs-lab"), String::new()),
+    ]);
+    let repair = desired.plan_network(&lab, &observe()).unwrap();
+    assert_eq!(repair.len(), 3, "{repair:?}");
+    kernel.prepare(&repair);
+    assert_eq!(desired.plan_network(&lab, &observe()).unwrap(), []);
+    let gone = Network { deleting: true, ..lab };
+    let removal = desired.plan_network(&gone, &observe()).unwrap();
+    assert_eq!(removal, [Action::DeleteLink(link("kvs-lab")), Action::DeleteLink(link("kvb-lab"))]);
 }
 
 proptest! {

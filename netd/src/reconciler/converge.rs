@@ -147,6 +147,15 @@ impl<K: Kernel> Reconciler<K> {
             };
             self.publish(port.resource(), result);
         }
+        if rules.is_ok() {
+            // After a reboot all of them start. A failure is in the service's own status, until it runs.
+            let networks = desired.networks.values().filter(|n| !n.deleting);
+            let brought = networks.map(|network| {
+                let ports = ports_of(&desired, &network.name).filter(|port| !port.deleting);
+                self.0.services.bring(network, ports)
+            });
+            futures_util::future::join_all(brought).await;
+        }
         self.read_back().await
     }
 
@@ -220,7 +229,11 @@ impl<K: Kernel> Reconciler<K> {
         let emptied =
             |network: &&Network| ports_of(desired, &network.name).all(|port| ports.contains(&port.key()));
         for network in desired.networks.values().filter(|n| n.deleting).filter(emptied) {
-            match self.bring_network(desired, network, observed).await {
+            let removed = async {
+                self.0.services.remove(network).await?;
+                self.bring_network(desired, network, observed).await
+            };
+            match removed.await {
                 Ok(()) => networks.push(network.name.clone()),
                 Err(fault) => self.publish(network.resource(), Err(fault)),
             }
@@ -243,7 +256,8 @@ impl<K: Kernel> Reconciler<K> {
         port: &Port,
         observed: &Observed,
     ) -> Result<(), Fault> {
-        self.apply(&desired.plan_port(port, observed)?, observed).await
+        self.apply(&desired.plan_port(port, observed)?, observed).await?;
+        self.0.services.remove_port(port).await
     }
 
     /// Writes tables and sysctls for `desired`.

@@ -2,7 +2,7 @@
 
 mod update;
 
-pub use update::NetworkChange;
+pub use update::{NetworkChange, ServicesChange};
 
 use super::{NetworkView, Reconciler, converge::ports_of, not_converged};
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     kernel::{Kernel, Observed, Scope},
     model::{Forward, Network, NetworkSpec, Port, PortKey, State},
     plan::Desired,
+    services::{Lease, Status},
 };
 use shared::{
     fault::{Fault, Kind},
@@ -17,7 +18,10 @@ use shared::{
     store::Op,
     time::Timestamp,
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 use uuid::Uuid;
 
 /// A network that a client asks for.
@@ -39,7 +43,7 @@ impl<K: Kernel> Reconciler<K> {
     pub fn network(&self, name: &Name) -> Result<NetworkView, Fault> {
         let records = self.read();
         let network = records.desired.networks.get(name).ok_or_else(|| network_not_found(name))?;
-        Ok(view(&records, network))
+        Ok(self.view(&records, network))
     }
 
     /// Networks in the order of their names, at most `most`, after `after`.
@@ -48,7 +52,59 @@ impl<K: Kernel> Reconciler<K> {
         let records = self.read();
         let wanted =
             records.desired.networks.iter().filter(|(name, _)| after.is_none_or(|after| *name > after));
-        wanted.take(most).map(|(_, network)| view(&records, network)).collect()
+        wanted.take(most).map(|(_, network)| self.view(&records, network)).collect()
+    }
+
+    fn view(&self, records: &super::Records, network: &Network) -> NetworkView {
+        let state = records.states.get(&network.resource()).cloned().unwrap_or(State::Pending);
+        let service = self.0.services.status(&network.name);
+        let state = match (&service, state) {
+            (Status::Failed(why), State::Ready) if network.services().is_some() => {
+                State::Degraded(why.clone())
+            }
+            (_, state) => state,
+        };
+        NetworkView {
+            state,
+            ports: ports_of(&records.desired, &network.name).count(),
+            network: network.clone(),
+            service,
+        }
+    }
+
+    /// What a network's DHCP server has given out, in the order of the addresses, and to which port.
+    ///
+    /// # Errors
+    /// NOT_FOUND; FAILED_PRECONDITION if the network has no DHCP server.
+    pub fn leases(&self, name: &Name) -> Result<Vec<(Lease, Option<Port>)>, Fault> {
+        let network = self.network(name)?.network;
+        if network.services().is_none() {
+            return Err(Fault::new(
+                Kind::FailedPrecondition,
+                "NO_DHCP",
+                format!("network `{name}` has no DHCP server"),
+            )
+            .hint(
+                "its guests take their addresses elsewhere; `kvmctl port list` shows those that were seen",
+            ));
+        }
+        let leases = self.0.services.leases(name);
+        let records = self.read();
+        let ports: BTreeMap<_, _> = ports_of(&records.desired, name)
+            .flat_map(|port| port.addresses().map(move |address| (address, port)))
+            .collect();
+        let holder = |lease: &Lease| {
+            let port = ports.get(&lease.address)?;
+            lease.mac.is_none_or(|mac| mac == port.mac).then(|| Port::clone(port))
+        };
+        Ok(leases.into_iter().map(|lease| (lease.clone(), holder(&lease))).collect())
+    }
+
+    /// The addresses that a network's DHCP server has given to the MACs of its ports.
+    #[must_use]
+    pub fn leased(&self, name: &Name) -> BTreeSet<IpAddr> {
+        let leases = self.leases(name).unwrap_or_default();
+        leases.into_iter().filter(|(_, port)| port.is_some()).map(|(lease, _)| lease.address).collect()
     }
 
     /// Creates a network, or returns the existing one of that spec. With `validate_only` nothing is changed.
@@ -75,7 +131,7 @@ impl<K: Kernel> Reconciler<K> {
         let observed = self.0.kernel.observe(&Scope::All).await?;
         let network = decide(new, &self.read().desired, &observed)?;
         if validate_only {
-            return Ok(NetworkView { network, state: State::Pending, ports: 0 });
+            return Ok(NetworkView { network, state: State::Pending, ports: 0, service: Status::Starting });
         }
         let name = network.name.clone();
         self.put_network(&network).await?;
@@ -98,10 +154,10 @@ impl<K: Kernel> Reconciler<K> {
         self.rules(&desired, observed, writer).await?;
         self.bring_network(&desired, network, observed).await?;
         let after = self.0.kernel.observe(&Scope::Host).await?;
-        match desired.plan_network(network, &after)?.first() {
-            Some(first) => Err(not_converged(&network.resource(), first)),
-            None => Ok(()),
+        if let Some(first) = desired.plan_network(network, &after)?.first() {
+            return Err(not_converged(&network.resource(), first));
         }
+        self.0.services.bring(network, std::iter::empty()).await
     }
 
     /// Undoes a create that failed. What cannot be undone now stays recorded as being deleted, and is tried again.
@@ -196,6 +252,7 @@ impl<K: Kernel> Reconciler<K> {
             self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
         }
         for network in networks.iter().filter_map(|name| desired.networks.get(name)) {
+            self.0.services.remove(network).await?;
             self.bring_network(&desired, network, &observed).await?;
         }
         let after = self.0.kernel.observe(&Scope::All).await?;
@@ -210,14 +267,6 @@ impl<K: Kernel> Reconciler<K> {
         rest.forwards.retain(|key, _| !networks.contains(&key.0));
         self.rules(&rest, &after, writer).await?;
         self.forget(networks, ports).await
-    }
-}
-
-fn view(records: &super::Records, network: &Network) -> NetworkView {
-    NetworkView {
-        state: records.states.get(&network.resource()).cloned().unwrap_or(State::Pending),
-        ports: ports_of(&records.desired, &network.name).count(),
-        network: network.clone(),
     }
 }
 
@@ -252,6 +301,7 @@ fn decide(new: NewNetwork, desired: &Desired, observed: &Observed) -> Result<Net
     } else {
         (new.spec.ipv4, new.spec.ipv6)
     };
+    let cell = alloc::cell(&new.name, uid, &new.spec, observed)?;
     let now = Timestamp::now();
     Ok(Network {
         name: new.name,
@@ -267,6 +317,7 @@ fn decide(new: NewNetwork, desired: &Desired, observed: &Observed) -> Result<Net
         ipv6,
         mtu: footing.mtu,
         takeover: footing.takeover,
+        cell,
         deleting: false,
     })
 }

@@ -101,7 +101,11 @@ impl<K: Kernel> Reconciler<K> {
             return same_or_taken(existing, &new);
         }
         let (port, observed) = self.decide(new, &network).await?;
-        if let Err(fault) = self.raise_port(&port, &network, &observed, &mut writer).await {
+        let raised = async {
+            self.0.services.put_port(&port).await?;
+            self.raise_port(&port, &network, &observed, &mut writer).await
+        };
+        if let Err(fault) = raised.await {
             let deleting = Port { deleting: true, ..port };
             if let Err(undo) = self.lower_port(&deleting, &mut writer).await {
                 tracing::error!(
@@ -201,6 +205,7 @@ impl<K: Kernel> Reconciler<K> {
         let desired = self.around(&[port], &network);
         let observed = self.0.kernel.observe(&scope(port, &network)).await?;
         self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
+        self.0.services.remove_port(port).await?;
         let alive = Port { deleting: false, ..port.clone() };
         let before = self.members(&desired, &[port], Some(&alive));
         let after = self.members(&desired, &[port], None);

@@ -6,7 +6,7 @@ use crate::{
         LinkKind,
         fake::{Effect, FakeKernel, Host},
     },
-    model::{Address, IfName, Mode, NetworkSpec, PortSpec, Rate, Route},
+    model::{Address, IfName, Mode, NetworkSpec, PortSpec, Rate, Route, ServicesSpec},
     plan::{BRIDGE_NF, FORWARD4, FORWARD6},
 };
 use shared::mac::Mac;
@@ -29,7 +29,15 @@ fn link(text: &str) -> IfName {
 }
 
 fn spec(mode: Mode) -> NetworkSpec {
-    NetworkSpec { mode, ipv4: None, ipv6: None, bridge: None, uplink: None, mtu: None }
+    NetworkSpec {
+        mode,
+        ipv4: None,
+        ipv6: None,
+        bridge: None,
+        uplink: None,
+        mtu: None,
+        services: ServicesSpec::default(),
+    }
 }
 
 fn network(name_: &str, spec: NetworkSpec) -> NewNetwork {
@@ -153,7 +161,7 @@ impl Process {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let store = reopen(dir);
         kernel.heal();
-        let reconciler = runtime.block_on(Reconciler::load(kernel.clone(), store)).unwrap();
+        let reconciler = runtime.block_on(Reconciler::load(kernel.clone(), store, Services::none())).unwrap();
         let process = Self { runtime, reconciler: Some(reconciler), kernel: kernel.clone() };
         process.run(process.netd().converge()).unwrap();
         process

@@ -64,4 +64,14 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         self.0.delete_network(name, request.force).await?;
         Ok(Response::new(wire::DeleteNetworkResponse {}))
     }
+
+    async fn list_leases(
+        &self,
+        request: Request<wire::ListLeasesRequest>,
+    ) -> Result<Response<wire::ListLeasesResponse>, Status> {
+        let name = Name::from_resource(&request.get_ref().parent, "networks")?;
+        let found = self.0.leases(&name)?;
+        let leases = found.iter().map(|(lease, port)| convert::lease(lease, port.as_ref())).collect();
+        Ok(Response::new(wire::ListLeasesResponse { leases }))
+    }
 }

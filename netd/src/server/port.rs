@@ -2,8 +2,8 @@
 
 use super::page_size;
 use crate::{
-    convert,
-    kernel::{Kernel, TapTraffic},
+    convert::{self, Seen},
+    kernel::Kernel,
     reconciler::{PortView, Reconciler},
 };
 use proto::netd::v1 as wire;
@@ -21,7 +21,8 @@ impl<K: Kernel> Service<K> {
     async fn wire(&self, view: PortView) -> Result<wire::Port, Fault> {
         let attached = self.0.attached(std::slice::from_ref(&view.port.tap)).await?.contains(&view.port.tap);
         let traffic = self.0.traffic().await?.taps.remove(&view.port.tap).unwrap_or_default();
-        Ok(convert::port(view, attached, &traffic))
+        let leased = self.0.leased(&view.port.network);
+        Ok(convert::port(view, &Seen { attached, traffic, leased }))
     }
 }
 
@@ -51,14 +52,19 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         let taps: Vec<_> = views.iter().map(|view| view.port.tap.clone()).collect();
         let attached = self.0.attached(&taps).await?;
         let mut traffic = self.0.traffic().await?.taps;
-        let ports: Vec<_> = views
-            .into_iter()
-            .map(|view| {
-                let attached = attached.contains(&view.port.tap);
-                let traffic = traffic.remove(&view.port.tap).unwrap_or_default();
-                convert::port(view, attached, &traffic)
-            })
-            .collect();
+        let mut seen = Seen::default();
+        let mut network = None;
+        let mut ports = Vec::with_capacity(views.len());
+        for view in views {
+            // They come network by network.
+            if network.as_ref() != Some(&view.port.network) {
+                seen.leased = self.0.leased(&view.port.network);
+                network = Some(view.port.network.clone());
+            }
+            seen.attached = attached.contains(&view.port.tap);
+            seen.traffic = traffic.remove(&view.port.tap).unwrap_or_default();
+            ports.push(convert::port(view, &seen));
+        }
         let next_page_token =
             ports.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
         Ok(Response::new(wire::ListPortsResponse { ports, next_page_token }))
@@ -71,7 +77,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         let owner = peer_of(&request)?.uid;
         let new = convert::new_port(request.into_inner().port, owner)?;
         let view = self.0.create_port(new).await?;
-        Ok(Response::new(convert::port(view, false, &TapTraffic::default())))
+        Ok(Response::new(convert::port(view, &Seen::default())))
     }
 
     async fn update_port(

@@ -1,7 +1,7 @@
 //! Addresses: as asked, as before, or free; and never anybody else's.
 
 use super::*;
-use crate::model::{Mode, NetworkSpec};
+use crate::model::{Mode, NetworkSpec, ServicesSpec};
 use proptest::prelude::*;
 use shared::time::Timestamp;
 use std::collections::BTreeSet;
@@ -13,7 +13,15 @@ fn name(text: &str) -> Name {
 
 fn network(ipv4: Option<&str>, ipv6: Option<&str>) -> Network {
     let now = Timestamp::now();
-    let spec = NetworkSpec { mode: Mode::Nat, ipv4: None, ipv6: None, bridge: None, uplink: None, mtu: None };
+    let spec = NetworkSpec {
+        mode: Mode::Nat,
+        ipv4: None,
+        ipv6: None,
+        bridge: None,
+        uplink: None,
+        mtu: None,
+        services: ServicesSpec::default(),
+    };
     Network {
         name: name("lan"),
         uid: Uuid::nil(),
@@ -28,6 +36,7 @@ fn network(ipv4: Option<&str>, ipv6: Option<&str>) -> Network {
         ipv6: ipv6.map(|net| net.parse().unwrap()),
         mtu: 1500,
         takeover: None,
+        cell: None,
         deleting: false,
     }
 }
@@ -172,6 +181,24 @@ fn host_names_are_one_ports_alone() {
     assert_eq!(check("a", &named("web")).unwrap_err().reason(), "HOSTNAME_TAKEN");
     assert_eq!(check("a", &named("db")).unwrap_err().reason(), "HOSTNAME_TAKEN");
     assert_eq!(check("web", &asks(None, None, &[])).unwrap_err().reason(), "HOSTNAME_TAKEN");
+    assert_eq!(
+        check("a", &named("web-0")).unwrap_err().reason(),
+        "HOSTNAME_TAKEN",
+        "in DNS it is a name too"
+    );
+    assert_eq!(check("web", &named("b")).unwrap_err().reason(), "HOSTNAME_TAKEN");
+}
+
+#[test]
+fn an_address_that_a_guest_makes_of_its_mac_is_nobody_elses() {
+    let lan = network(Some("10.0.0.1/24"), Some("fd00:1::1/64"));
+    let own = choose(&lan, "a", &asks(None, None, &[]), &[], &[]).unwrap().ipv6.unwrap();
+    assert!(choose(&lan, "a", &asks(None, Some(&own.to_string()), &[]), &[], &[]).is_ok());
+    let theirs = Ipv6Addr::from(u128::from(own) ^ 1).to_string();
+    let fault = choose(&lan, "a", &asks(None, Some(&theirs), &[]), &[], &[]).unwrap_err();
+    assert_eq!(fault.reason(), "ADDRESS_TAKEN");
+    let long = network(Some("10.0.0.1/24"), Some("fd00:1::1/80"));
+    assert!(long.formed_by(Mac::derived("a", 0)).is_none());
 }
 
 proptest! {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     kernel::{Link, LinkKind},
-    model::{Address, Mode, NetworkSpec},
+    model::{Address, Mode, NetworkSpec, ServicesSpec},
 };
 use shared::{mac::Mac, time::Timestamp};
 use std::collections::BTreeMap;
@@ -16,13 +16,22 @@ fn network(mode: Mode, ipv6: Option<&str>) -> Network {
         created: now,
         updated: now,
         labels: BTreeMap::new(),
-        spec: NetworkSpec { mode, ipv4: None, ipv6: None, bridge: None, uplink: None, mtu: None },
+        spec: NetworkSpec {
+            mode,
+            ipv4: None,
+            ipv6: None,
+            bridge: None,
+            uplink: None,
+            mtu: None,
+            services: ServicesSpec::default(),
+        },
         bridge: "kvb-lan".parse().unwrap(),
         bridge_mac: Mac::derived("lan", 0),
         ipv4: Some("10.0.0.1/24".parse().unwrap()),
         ipv6: ipv6.map(|net| net.parse().unwrap()),
         mtu: 1500,
         takeover: None,
+        cell: None,
         deleting: false,
     }
 }

@@ -4,7 +4,7 @@ use super::NetworkView;
 use crate::{
     alloc,
     kernel::{Kernel, Observed, Scope},
-    model::{IfName, Network, NetworkSpec, Port, Reservation},
+    model::{Domain, IfName, Network, NetworkSpec, Port, Reservation, ServicesSpec},
     reconciler::{NETWORK, PORT, Reconciler, Writer, converge::ports_of, not_converged},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -14,7 +14,7 @@ use shared::{
     store::Op,
     time::Timestamp,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// What is to be changed of a network; `None` stays as it is.
 #[derive(Clone, Debug, Default)]
@@ -31,11 +31,39 @@ pub struct NetworkChange {
     pub mtu: Option<Option<u32>>,
     /// The only way out; inner `None`: any.
     pub uplink: Option<Option<IfName>>,
+    /// Of what it does for its guests, in this order.
+    pub services: Vec<ServicesChange>,
+}
+
+/// A change of what a network does for its guests; `None` and empty are the defaults.
+#[derive(Clone, Debug)]
+pub enum ServicesChange {
+    /// Everything.
+    All(ServicesSpec),
+    /// Whether it does anything.
+    Dhcp(Option<bool>),
+    /// What guests' names end in.
+    Domain(Option<Domain>),
+    /// Whom to ask for other names.
+    Upstreams(Vec<IpAddr>),
+    /// How long an address is given for.
+    LeaseSeconds(Option<u32>),
 }
 
 impl NetworkChange {
     fn spec(&self, old: &NetworkSpec) -> NetworkSpec {
+        let mut services = old.services.clone();
+        for change in self.services.iter().cloned() {
+            match change {
+                ServicesChange::All(all) => services = all,
+                ServicesChange::Dhcp(dhcp) => services.dhcp = dhcp,
+                ServicesChange::Domain(domain) => services.domain = domain,
+                ServicesChange::Upstreams(upstreams) => services.upstreams = upstreams,
+                ServicesChange::LeaseSeconds(seconds) => services.lease_seconds = seconds,
+            }
+        }
         NetworkSpec {
+            services,
             ipv4: self.ipv4.unwrap_or(old.ipv4),
             ipv6: self.ipv6.unwrap_or(old.ipv6),
             mtu: self.mtu.unwrap_or(old.mtu),
@@ -134,6 +162,9 @@ impl<K: Kernel> Reconciler<K> {
         } else {
             (new.network.ipv4, new.network.ipv6) = (spec.ipv4, spec.ipv6);
         }
+        if network.cell.is_none() || !spec.services.wanted(spec.mode) {
+            new.network.cell = alloc::cell(&network.name, network.uid, &spec, observed)?;
+        }
         new.network.mtu = alloc::mtu_after(network, &spec, observed)?;
         new.network.spec = spec;
         new.network.generation += 1;
@@ -179,6 +210,7 @@ impl<K: Kernel> Reconciler<K> {
         for port in &new.ports {
             self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
         }
+        self.0.services.bring(&new.network, new.ports.iter()).await?;
         let after = self.0.kernel.observe(&Scope::Host).await?;
         let mut left = desired.plan_network(&new.network, &after)?;
         for port in &new.ports {

@@ -195,7 +195,8 @@ fn without_rules_no_link_comes_up() {
         host.tables = None;
     });
     let process = Process { runtime: Runtime::new().unwrap(), reconciler: None, kernel: kernel.clone() };
-    let reconciler = process.run(Reconciler::load(kernel.clone(), reopen(dir.path()))).unwrap();
+    let reconciler =
+        process.run(Reconciler::load(kernel.clone(), reopen(dir.path()), Services::none())).unwrap();
     kernel.refuse(|action| matches!(action, Action::ReplaceTables { .. }));
     process.run(reconciler.converge()).unwrap();
     assert_eq!(kernel.applied(), []);

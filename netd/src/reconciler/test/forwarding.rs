@@ -111,32 +111,30 @@ fn a_forward_waits_for_its_port_and_follows_it() {
 }
 
 #[test]
-fn a_host_name_comes_before_a_ports_name() {
+fn a_host_name_and_a_ports_name_lead_to_one_guest() {
     let (_dir, kernel, process) = lan_fixture();
-    process
-        .create_port(&NewPort {
-            spec: PortSpec { hostname: Some(name("old")), ..with_ip("web", "10.0.0.2").spec },
-            ..port("lan", "web")
-        })
-        .unwrap();
-    process.forward(&forward(80, "web")).unwrap();
-    assert_eq!(process.leads_to(80).unwrap(), "10.0.0.2");
-    kernel.heal();
     process.create_port(&with_hostname("x", "web")).unwrap();
-    let other = process.leads_to(80).unwrap();
-    assert_ne!(other, "10.0.0.2");
-    process.assert_converged();
+    process.forward(&forward(80, "web")).unwrap();
+    let first = process.leads_to(80).unwrap();
+    kernel.heal();
     let rename = |to: &str| {
         let change = PortChange { hostname: Some(Some(name(to))), ..PortChange::default() };
-        process.run(process.netd().update_port(key("lan", "x"), change, 0)).unwrap();
+        let renamed = process.run(process.netd().update_port(key("lan", "x"), change, 0));
         process.assert_converged();
+        renamed
     };
-    rename("elsewhere");
-    assert_eq!(process.leads_to(80).unwrap(), "10.0.0.2");
-    rename("web");
-    assert_eq!(process.leads_to(80).unwrap(), other);
-    process.delete_port("lan", "x").unwrap();
-    assert_eq!(process.leads_to(80).unwrap(), "10.0.0.2");
+    rename("elsewhere").unwrap();
+    assert!(process.leads_to(80).is_none(), "nobody has that name now");
+    let web = NewPort {
+        spec: PortSpec { hostname: Some(name("old")), ..with_ip("web", "10.0.0.22").spec },
+        ..port("lan", "web")
+    };
+    process.create_port(&web).unwrap();
+    assert_eq!(process.leads_to(80).unwrap(), "10.0.0.22");
+    assert_eq!(rename("web").unwrap_err().reason(), "HOSTNAME_TAKEN");
+    process.delete_port("lan", "web").unwrap();
+    rename("web").unwrap();
+    assert_eq!(process.leads_to(80).unwrap(), first);
     process.assert_converged();
 }
 

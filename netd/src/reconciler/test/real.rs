@@ -56,7 +56,7 @@ fn a_nic_goes_into_a_bridge_and_back_as_it_was() {
         assert!(before.len() > actions.len(), "{before:#?}");
 
         let dir = tempfile::tempdir().unwrap();
-        let netd = Reconciler::load(kernel.clone(), reopen(dir.path())).await.unwrap();
+        let netd = Reconciler::load(kernel.clone(), reopen(dir.path()), Services::none()).await.unwrap();
         let spec = NetworkSpec { uplink: Some(link("eth1")), ..spec(Mode::Bridged) };
         netd.create_network(network("nic", spec), false).await.unwrap();
         netd.create_port(port("nic", "web")).await.unwrap();

@@ -1,11 +1,12 @@
-//! A QEMU process: who it is, when it ends, how to end it. Everything goes by pidfd, so that no signal can hit a
-//! process that took over the number.
+//! A process: who it is, when it ends, how to end it. Everything goes by pidfd, so that no signal can hit a process
+//! that took over the number.
 
+use crate::fault::Fault;
 use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid},
 };
-use shared::fault::Fault;
+use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
@@ -24,7 +25,7 @@ pub enum Exit {
 }
 
 /// What tells one process from all others that ever had its number.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Of the running kernel.
     pub boot_id: String,
@@ -54,6 +55,16 @@ pub fn identity(pid: u32) -> io::Result<Identity> {
 #[must_use]
 pub fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::SRCH)
+}
+
+/// The letter that stands for what the process does (proc(5)): `T` is stopped, `Z` has ended.
+///
+/// # Errors
+/// `NotFound` if there is none.
+pub fn state(pid: u32) -> io::Result<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let state = stat.rsplit_once(')').and_then(|(_, after)| after.trim_start().chars().next());
+    state.ok_or_else(|| io::Error::other("cannot read /proc/PID/stat"))
 }
 
 /// Field 22. The second field is the program's name in parentheses, and may contain both blanks and parentheses.
@@ -108,11 +119,17 @@ impl Process {
     /// # Errors
     /// INTERNAL if the kernel refuses.
     pub fn kill(&self) -> Result<(), Fault> {
-        match pidfd_send_signal(self.fd.get_ref(), Signal::KILL) {
+        self.signal(Signal::KILL)
+    }
+
+    /// Sends a signal. A process that has ended is fine.
+    ///
+    /// # Errors
+    /// INTERNAL if the kernel refuses.
+    pub fn signal(&self, signal: Signal) -> Result<(), Fault> {
+        match pidfd_send_signal(self.fd.get_ref(), signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
-            Err(error) => {
-                Err(Fault::internal(format!("cannot kill QEMU, process {}", self.pid)).cause(&error))
-            }
+            Err(error) => Err(Fault::internal(format!("cannot signal process {}", self.pid)).cause(&error)),
         }
     }
 }
@@ -155,5 +172,6 @@ mod test {
         let own = std::process::id();
         assert_eq!(identity(own).unwrap(), identity(own).unwrap());
         assert!(identity(u32::MAX).is_err());
+        assert!(matches!(state(own).unwrap(), 'R' | 'S' | 'D'));
     }
 }

@@ -1,0 +1,372 @@
+//! What dnsmasq of one network reads and writes: `RUN-DIR/NETWORK/`.
+//!
+//! ```text
+//!   dnsmasq.conf   hosts/PORT   names/PORT    written by netd, each file whole or not at all
+//!   leases         dnsmasq.log                written by dnsmasq
+//!   process        which process serves the network
+//! ```
+//!
+//! It is in the run folder, since after a reboot guests ask anew, and get the same addresses because they are reserved.
+
+use super::lease::{self, Lease};
+use serde::{Deserialize, Serialize};
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+    process::Identity,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _},
+    net::IpAddr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+};
+
+/// The log is cut off when it is longer, bytes: guests can make dnsmasq write.
+const LONGEST_LOG: u64 = 64 << 10;
+/// As much of the lease file is read, bytes: 100,000 leases.
+const MOST_LEASES: u64 = 16 << 20;
+
+/// Which process serves a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The netd that started it.
+    pub instance: String,
+    /// Its number.
+    pub pid: u32,
+    /// Tells it from others of that number.
+    pub identity: Identity,
+    /// Kernel's number of the link that it serves by; it is bound to that very one.
+    pub link: u32,
+    /// Whether it has answered.
+    pub ready: bool,
+}
+
+/// The two files of a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// For the folder `hosts`.
+    pub reservation: String,
+    /// For the folder `names`.
+    pub names: String,
+}
+
+/// The folder of one network.
+#[derive(Clone, Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// The folder of a network in the run folder; nothing is made yet.
+    #[must_use]
+    pub fn new(run_dir: &Path, network: &Name) -> Self {
+        Self(run_dir.join(network.as_str()))
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.0.join("dnsmasq.conf")
+    }
+
+    /// Makes the folders. Only root and the group that dnsmasq runs as get in.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if the run folder cannot be written.
+    pub fn make(&self, group: Option<u32>) -> Result<(), Fault> {
+        for folder in [self.0.clone(), self.hosts(), self.names()] {
+            if !folder.is_dir() {
+                fs::create_dir(&folder).map_err(|e| failed("make", &folder, &e))?;
+            }
+            chown(&folder, None, group).map_err(|e| failed("give a group to", &folder, &e))?;
+            let mode = fs::Permissions::from_mode(0o750);
+            fs::set_permissions(&folder, mode).map_err(|e| failed("protect", &folder, &e))?;
+        }
+        Ok(())
+    }
+
+    fn hosts(&self) -> PathBuf {
+        self.0.join("hosts")
+    }
+
+    fn names(&self) -> PathBuf {
+        self.0.join("names")
+    }
+
+    /// Writes a file of these folders whole, if it is not so already. Whether it had to.
+    fn write(&self, path: &Path, text: &str) -> Result<bool, Fault> {
+        if fs::read(path).is_ok_and(|now| now == text.as_bytes()) {
+            return Ok(false);
+        }
+        // Not in the folders that dnsmasq watches: it would read half of it.
+        let temporary = self.0.join(".new");
+        let write = || {
+            fs::write(&temporary, text)?;
+            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
+            fs::rename(&temporary, path)
+        };
+        write().map(|()| true).map_err(|e| failed("write", path, &e))
+    }
+
+    /// Writes the configuration; whether it was another one before.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if it cannot be written.
+    pub fn write_config(&self, text: &str) -> Result<bool, Fault> {
+        self.write(&self.config(), text)
+    }
+
+    /// Writes the files of a port; whether one was not so already.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if they cannot be written.
+    pub fn put(&self, port: &Name, entry: &Entry) -> Result<bool, Fault> {
+        let reservation = self.write(&self.hosts().join(port.as_str()), &entry.reservation)?;
+        Ok(self.write(&self.names().join(port.as_str()), &entry.names)? || reservation)
+    }
+
+    /// Removes the files of a port.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if they cannot be removed.
+    pub fn remove(&self, port: &str) -> Result<(), Fault> {
+        for path in [self.hosts().join(port), self.names().join(port)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &path, &error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of ports that have both files, and of those that have one.
+    #[must_use]
+    pub fn ports(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        let names = |folder: PathBuf| -> BTreeSet<String> {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        };
+        let (hosts, names) = (names(self.hosts()), names(self.names()));
+        (hosts.intersection(&names).cloned().collect(), hosts.symmetric_difference(&names).cloned().collect())
+    }
+
+    /// Makes the files be those of `entries` and no others; `known` are those that were written before. Whether one
+    /// was removed or changed.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if they cannot be written.
+    pub fn sync(
+        &self,
+        known: &BTreeMap<Name, Entry>,
+        entries: &BTreeMap<Name, Entry>,
+    ) -> Result<bool, Fault> {
+        let (whole, half) = self.ports();
+        let wanted: BTreeSet<&str> = entries.keys().map(Name::as_str).collect();
+        let mut changed = false;
+        for port in whole.iter().chain(&half).filter(|port| !wanted.contains(port.as_str())) {
+            self.remove(port)?;
+            changed = true;
+        }
+        for (port, entry) in entries {
+            let there = whole.contains(port.as_str());
+            if !there || known.get(port) != Some(entry) {
+                changed |= self.put(port, entry)? && there;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// The process that was recorded.
+    #[must_use]
+    pub fn record(&self) -> Option<Record> {
+        serde_json::from_slice(&fs::read(self.0.join("process")).ok()?).ok()
+    }
+
+    /// Records the process.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if it cannot be written.
+    pub fn write_record(&self, record: &Record) -> Result<(), Fault> {
+        let text = serde_json::to_string(record)
+            .map_err(|e| Fault::internal("cannot write a record as JSON").cause(&e))?;
+        self.write(&self.0.join("process"), &text).map(drop)
+    }
+
+    /// Forgets the process.
+    pub fn remove_record(&self) {
+        // Left behind, it names a process that is no more, and nobody else's.
+        let _ = fs::remove_file(self.0.join("process"));
+    }
+
+    /// An empty log, to append to.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if it cannot be written.
+    pub fn new_log(&self) -> Result<File, Fault> {
+        let path = self.log();
+        let _ = fs::remove_file(&path);
+        OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o640)
+            .open(&path)
+            .map_err(|e| failed("make", &path, &e))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.0.join("dnsmasq.log")
+    }
+
+    /// Beginning of the log.
+    #[must_use]
+    pub fn read_log(&self) -> String {
+        let mut bytes = Vec::new();
+        if let Ok(file) = File::open(self.log()) {
+            // What could be read is good enough for a message.
+            let _ = file.take(LONGEST_LOG).read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Cuts the log off if it has become long.
+    pub fn trim_log(&self) {
+        let long = fs::metadata(self.log()).is_ok_and(|meta| meta.len() > LONGEST_LOG);
+        if long && let Ok(file) = OpenOptions::new().write(true).open(self.log()) {
+            // It is appended to, so that the writer goes on at the new end.
+            let _ = file.set_len(0);
+        }
+    }
+
+    fn lease_file(&self) -> PathBuf {
+        self.0.join("leases")
+    }
+
+    /// Whether dnsmasq's leases have a file.
+    #[must_use]
+    pub fn has_leases(&self) -> bool {
+        self.lease_file().exists()
+    }
+
+    fn read_leases(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let Ok(file) = File::open(self.lease_file()) {
+            let _ = file.take(MOST_LEASES).read_to_end(&mut bytes);
+        }
+        bytes
+    }
+
+    /// What has been given out.
+    #[must_use]
+    pub fn leases(&self) -> Vec<Lease> {
+        lease::leases(&self.read_leases())
+    }
+
+    /// Takes leases out of the file; only while dnsmasq does not run.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if it cannot be written.
+    pub fn prune(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), Fault> {
+        if addresses.is_empty() || !self.has_leases() {
+            return Ok(());
+        }
+        let (path, temporary) = (self.lease_file(), self.0.join(".new"));
+        let rest = lease::without(&self.read_leases(), addresses);
+        fs::write(&temporary, rest)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|e| failed("write", &path, &e))
+    }
+
+    /// Removes the folder with all that is in it.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION if it cannot be removed.
+    pub fn delete(&self) -> Result<(), Fault> {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.0, &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn failed(what: &str, path: &Path, error: &io::Error) -> Fault {
+    Fault::new(Kind::FailedPrecondition, "RUN_DIR", format!("cannot {what} `{}`", path.display()))
+        .cause(error)
+        .hint("make netd's --run-dir writable, or choose another one")
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::io::Write as _;
+
+    fn folder(dir: &Path) -> Folder {
+        let folder = Folder::new(dir, &"lan".parse().unwrap());
+        folder.make(None).unwrap();
+        folder
+    }
+
+    fn entries(ports: &[(&str, &str)]) -> BTreeMap<Name, Entry> {
+        let entry = |text: &str| Entry { reservation: text.to_owned(), names: text.to_uppercase() };
+        ports.iter().map(|(name, text)| (name.parse().unwrap(), entry(text))).collect()
+    }
+
+    #[test]
+    fn files_of_ports_come_and_go_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let both = entries(&[("a", "one"), ("b", "two")]);
+        let none = BTreeMap::new();
+        assert!(!folder.sync(&none, &both).unwrap(), "what is new needs no word");
+        assert_eq!(fs::read_to_string(folder.names().join("b")).unwrap(), "TWO");
+        // Somebody else's, one that lost a part, and one that is another now.
+        fs::write(folder.hosts().join("stranger"), "x").unwrap();
+        fs::remove_file(folder.names().join("a")).unwrap();
+        let other = entries(&[("a", "one"), ("b", "three")]);
+        assert!(folder.sync(&both, &other).unwrap());
+        assert_eq!(folder.ports(), (BTreeSet::from(["a".to_owned(), "b".to_owned()]), BTreeSet::new()));
+        assert_eq!(fs::read_to_string(folder.hosts().join("b")).unwrap(), "three");
+        assert!(!folder.sync(&other, &other).unwrap());
+        folder.remove("a").unwrap();
+        folder.remove("a").unwrap();
+        assert!(!folder.sync(&entries(&[("b", "three")]), &entries(&[("b", "three")])).unwrap());
+        folder.delete().unwrap();
+        folder.delete().unwrap();
+        assert!(!folder.path().exists());
+    }
+
+    #[test]
+    fn a_log_does_not_grow_and_is_appended_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let mut log = folder.new_log().unwrap();
+        log.write_all(b"started\n").unwrap();
+        folder.trim_log();
+        assert_eq!(folder.read_log(), "started\n");
+        log.write_all(&vec![b'x'; 100_000]).unwrap();
+        folder.trim_log();
+        log.write_all(b"end\n").unwrap();
+        assert_eq!(folder.read_log(), "end\n");
+    }
+
+    #[test]
+    fn only_named_leases_are_pruned() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let gone = BTreeSet::from(["10.0.0.2".parse().unwrap()]);
+        folder.prune(&gone).unwrap();
+        assert!(!folder.has_leases());
+        let file = "1795627469 52:54:00:00:00:01 10.0.0.2 a *\n1795627469 52:54:00:00:00:02 10.0.0.3 b *\n";
+        fs::write(folder.lease_file(), file).unwrap();
+        folder.prune(&gone).unwrap();
+        assert_eq!(folder.leases().len(), 1);
+    }
+}

@@ -1,0 +1,110 @@
+//! DHCP, DNS and router advertisements: one dnsmasq a network, unprivileged, watched, and never parsed.
+//!
+//! `render` makes its configuration of records, `folder` keeps it on disk, `launch` starts the process, `engine` knows
+//! what should run and looks after it. netd's own end leaves the processes running; the next netd takes them over.
+//!
+//! A changed setting is another configuration file and another process; a new port is two new files, which dnsmasq
+//! notices by itself.
+
+mod engine;
+mod folder;
+pub mod launch;
+mod lease;
+mod render;
+mod unit;
+
+pub use engine::{Engine, Settings};
+pub use lease::Lease;
+
+use crate::model::{Network, Port};
+use shared::{fault::Fault, name::Name};
+use std::sync::Arc;
+
+/// Whether guests of a network are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Not yet.
+    Starting,
+    /// By the process of this number.
+    Running(u32),
+    /// No, and why.
+    Failed(String),
+}
+
+/// A handle on the services of all networks; clones share it. Without an engine nothing runs, and everything succeeds.
+#[derive(Clone, Debug, Default)]
+pub struct Services(Option<Arc<Engine>>);
+
+impl Services {
+    /// None at all.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Those of an engine.
+    #[must_use]
+    pub fn of(engine: Arc<Engine>) -> Self {
+        Self(Some(engine))
+    }
+
+    /// Makes a network's services be as recorded, and returns when they answer. Nothing happens if they do.
+    ///
+    /// # Errors
+    /// Why they cannot run; it is tried again.
+    pub async fn bring<'a>(
+        &self,
+        network: &Network,
+        ports: impl Iterator<Item = &'a Port>,
+    ) -> Result<(), Fault> {
+        match &self.0 {
+            Some(engine) => engine.bring(network, ports).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a network's services and removes their files.
+    ///
+    /// # Errors
+    /// If the process or a file cannot be removed.
+    pub async fn remove(&self, network: &Network) -> Result<(), Fault> {
+        match &self.0 {
+            Some(engine) => engine.remove(network).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a port's addresses and names known. What it costs does not depend on how many there are.
+    ///
+    /// # Errors
+    /// If the files cannot be written.
+    pub async fn put_port(&self, port: &Port) -> Result<(), Fault> {
+        match &self.0 {
+            Some(engine) => engine.put_port(port).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a port's addresses and names back, its leases too.
+    ///
+    /// # Errors
+    /// If the files cannot be removed.
+    pub async fn remove_port(&self, port: &Port) -> Result<(), Fault> {
+        match &self.0 {
+            Some(engine) => engine.remove_port(port).await,
+            None => Ok(()),
+        }
+    }
+
+    /// How a network is served.
+    #[must_use]
+    pub fn status(&self, network: &Name) -> Status {
+        self.0.as_ref().map_or(Status::Starting, |engine| engine.status(network))
+    }
+
+    /// What a network's DHCP server has given out, in the order of the addresses.
+    #[must_use]
+    pub fn leases(&self, network: &Name) -> Vec<Lease> {
+        self.0.as_ref().map_or_else(Vec::new, |engine| engine.leases(network))
+    }
+}

@@ -1,0 +1,402 @@
+//! The service of one network: its files, its process, and what is to be done about either.
+
+use super::{
+    Status,
+    engine::Settings,
+    folder::{Entry, Folder, Record},
+    launch,
+};
+use crate::{
+    kernel::{Action, CellSpec, Kernel as _, LinuxKernel, Scope},
+    model::{IfName, LINK_GROUP, Network, Services},
+    plan,
+};
+use ipnet::IpNet;
+use rustix::{net::netdevice::name_to_index, process::Signal};
+use shared::{
+    fault::{Fault, Kind},
+    name::Name,
+    process::{Exit, Process, identity, state},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{Read as _, Write as _},
+    net::{IpAddr, UdpSocket},
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+use tokio::time::{sleep, timeout};
+
+/// How long dnsmasq may take until it serves; it needs some ten milliseconds.
+const START_LIMIT: Duration = Duration::from_secs(5);
+const START_PAUSE: Duration = Duration::from_millis(2);
+/// How long it may take to put its leases on disk and end.
+const END_LIMIT: Duration = Duration::from_secs(1);
+/// Pauses between attempts grow from the first to the last; one that ran for long is started again at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LAST_PAUSE: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(10);
+/// What dnsmasq says when it has all its sockets.
+const SERVING: &str = "started, version";
+
+/// What should run.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The network's record.
+    pub network: Network,
+    /// Its services.
+    pub services: Services,
+    /// The configuration file.
+    pub config: String,
+}
+
+/// A process that serves.
+#[derive(Debug)]
+struct Running {
+    process: Process,
+    record: Record,
+    since: Instant,
+}
+
+/// The service of one network.
+#[derive(Debug)]
+pub struct Unit {
+    settings: Arc<Settings>,
+    kernel: LinuxKernel,
+    folder: Folder,
+    status: Arc<RwLock<Status>>,
+    wanted: Option<Wanted>,
+    entries: BTreeMap<Name, Entry>,
+    running: Option<Running>,
+    /// It has to read its files again.
+    reload: bool,
+    /// Addresses whose leases have to go.
+    pruned: BTreeSet<IpAddr>,
+    pause: Duration,
+    next_start: Instant,
+}
+
+impl Unit {
+    /// A service that is not wanted yet.
+    pub fn new(
+        settings: Arc<Settings>,
+        kernel: LinuxKernel,
+        folder: Folder,
+        status: Arc<RwLock<Status>>,
+    ) -> Self {
+        Self {
+            settings,
+            kernel,
+            folder,
+            status,
+            wanted: None,
+            entries: BTreeMap::new(),
+            running: None,
+            reload: false,
+            pruned: BTreeSet::new(),
+            pause: Duration::ZERO,
+            next_start: Instant::now(),
+        }
+    }
+
+    /// What should run; `None` before the first `bring`.
+    pub fn wanted(&self) -> Option<&Wanted> {
+        self.wanted.as_ref()
+    }
+
+    fn publish(&self, status: Status) {
+        *self.status.write().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// Makes it run as wanted, with these ports' files and no others.
+    pub async fn bring(&mut self, wanted: Wanted, entries: BTreeMap<Name, Entry>) -> Result<(), Fault> {
+        let result = self.try_bring(wanted, entries).await;
+        if let Err(fault) = &result {
+            self.failed(fault);
+        }
+        result
+    }
+
+    async fn try_bring(&mut self, wanted: Wanted, entries: BTreeMap<Name, Entry>) -> Result<(), Fault> {
+        self.folder.make(self.settings.user.as_ref().map(|(_, _, gid)| *gid))?;
+        let other = self.folder.write_config(&wanted.config)?;
+        self.reload |= self.folder.sync(&self.entries, &entries)?;
+        self.entries = entries;
+        self.wanted = Some(wanted);
+        if self.running.is_none() {
+            self.running = self.take_over()?;
+        }
+        match self.trouble() {
+            None if !other => Ok(()),
+            None => self.restart("its configuration is another one").await,
+            Some(why) => self.restart(&why).await,
+        }
+    }
+
+    /// Writes the files of a port; whether the process has to be told.
+    pub fn put(&mut self, port: &Name, entry: Entry) -> Result<bool, Fault> {
+        let before = self.entries.get(port);
+        if before == Some(&entry) {
+            return Ok(false);
+        }
+        // It reads new files by itself, and adds what is in a changed one to what was there.
+        self.reload |= before.is_some();
+        self.folder.put(port, &entry)?;
+        self.entries.insert(port.clone(), entry);
+        Ok(self.reload)
+    }
+
+    /// Removes the files of a port, and has its leases removed.
+    pub fn take_back(&mut self, port: &Name, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Fault> {
+        self.folder.remove(port.as_str())?;
+        self.entries.remove(port);
+        self.pruned.extend(addresses);
+        self.reload = true;
+        Ok(())
+    }
+
+    /// Looks after it, and carries out what has piled up.
+    pub async fn tend(&mut self) {
+        if self.wanted.is_none() {
+            return;
+        }
+        let result = match self.trouble() {
+            Some(_) if Instant::now() < self.next_start => return,
+            Some(why) => self.restart(&why).await,
+            None => self.tell().await,
+        };
+        if let Err(fault) = result {
+            self.failed(&fault);
+        }
+        self.folder.trim_log();
+    }
+
+    /// Tells the process of removed and changed ports.
+    async fn tell(&mut self) -> Result<(), Fault> {
+        if !self.reload {
+            return Ok(());
+        }
+        let held = self.folder.leases().iter().any(|lease| self.pruned.contains(&lease.address));
+        if held {
+            // dnsmasq has no way to be told that a lease is void: it learns it from its file, at its start.
+            return self.restart("a port with a lease is gone").await;
+        }
+        if let Some(running) = &self.running {
+            running.process.signal(Signal::HUP)?;
+        }
+        self.reload = false;
+        self.pruned.clear();
+        Ok(())
+    }
+
+    fn failed(&mut self, fault: &Fault) {
+        tracing::warn!(folder = %self.folder.path().display(), error = fault.chain(), "no DHCP and DNS");
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LAST_PAUSE);
+        self.next_start = Instant::now() + self.pause;
+        self.publish(Status::Failed(fault.chain()));
+    }
+
+    /// What is wrong with the process; `None` if it serves.
+    fn trouble(&self) -> Option<String> {
+        let Some(running) = &self.running else { return Some("it does not run".to_owned()) };
+        match state(running.record.pid) {
+            Ok('T' | 't') => return Some("it was stopped".to_owned()),
+            Ok('Z' | 'X') | Err(_) => return Some("it has ended".to_owned()),
+            Ok(_) => {}
+        }
+        if self.link_index() != Some(running.record.link) {
+            return Some("its link is another one".to_owned());
+        }
+        (!self.folder.has_leases()).then(|| "its lease file is gone".to_owned())
+    }
+
+    /// The link in this namespace that it serves by.
+    fn link(&self) -> Option<&IfName> {
+        let network = &self.wanted.as_ref()?.network;
+        Some(network.cell.as_ref().map_or(&network.bridge, |cell| &cell.link))
+    }
+
+    fn link_index(&self) -> Option<u32> {
+        let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0")).ok()?;
+        name_to_index(socket, self.link()?.as_str()).ok()
+    }
+
+    /// The recorded process, if it is what it was and has answered once.
+    fn take_over(&self) -> Result<Option<Running>, Fault> {
+        let Some((process, record)) = self.recorded()? else { return Ok(None) };
+        if !record.ready {
+            return Ok(None);
+        }
+        tracing::info!(pid = record.pid, folder = %self.folder.path().display(), "adopted dnsmasq");
+        self.publish(Status::Running(record.pid));
+        Ok(Some(Running { process, record, since: Instant::now() }))
+    }
+
+    /// The recorded process, if it is there.
+    fn recorded(&self) -> Result<Option<(Process, Record)>, Fault> {
+        let Some(record) = self.folder.record() else { return Ok(None) };
+        let Ok(process) = Process::open(record.pid) else { return Ok(None) };
+        let argument = launch::config_argument(&self.folder.config());
+        let words = fs::read(format!("/proc/{}/cmdline", record.pid)).unwrap_or_default();
+        let same = identity(record.pid).is_ok_and(|identity| identity == record.identity)
+            && words.split(|byte| *byte == 0).any(|word| word == argument.as_encoded_bytes());
+        if same && record.instance != self.settings.instance {
+            return Err(Fault::new(
+                Kind::FailedPrecondition,
+                "RUN_DIR_TAKEN",
+                format!("`{}` is used by another netd", self.folder.path().display()),
+            )
+            .hint("give each netd its own --run-dir"));
+        }
+        Ok(same.then_some((process, record)))
+    }
+
+    /// Ends the process that runs or is recorded, if any.
+    async fn end(&mut self) -> Result<(), Fault> {
+        let running = match self.running.take() {
+            Some(running) => Some((running.process, running.record)),
+            None => self.recorded()?,
+        };
+        if let Some((process, record)) = running {
+            // One that is stopped would hear SIGTERM only when it goes on.
+            let ended = !matches!(state(record.pid), Ok('T' | 't'))
+                && process.signal(Signal::TERM).is_ok()
+                && timeout(END_LIMIT, process.exited()).await.is_ok();
+            if !ended {
+                process.kill()?;
+                timeout(END_LIMIT, process.exited())
+                    .await
+                    .map_err(|_| Fault::internal(format!("process {} does not end", record.pid)))?;
+            }
+        }
+        self.folder.remove_record();
+        Ok(())
+    }
+
+    async fn restart(&mut self, why: &str) -> Result<(), Fault> {
+        if let Some(running) = &self.running {
+            tracing::warn!(pid = running.record.pid, why, "replacing dnsmasq");
+            if running.since.elapsed() > LONG {
+                self.pause = Duration::ZERO;
+            }
+        }
+        self.publish(Status::Starting);
+        self.end().await?;
+        self.folder.prune(&self.pruned)?;
+        self.pruned.clear();
+        self.reload = false;
+        self.start().await
+    }
+
+    async fn start(&mut self) -> Result<(), Fault> {
+        let Some(Wanted { network, .. }) = self.wanted.clone() else { return Ok(()) };
+        let binary = self.settings.binary()?;
+        self.settings.check_way()?;
+        self.settings.check_capabilities(network.cell.is_some())?;
+        let nets: Vec<_> =
+            [network.ipv4.map(IpNet::V4), network.ipv6.map(IpNet::V6)].into_iter().flatten().collect();
+        let in_cell = network.cell.as_ref().map(|_| nets.as_slice());
+        let spawned = launch::spawn(&binary, &self.folder.config(), in_cell, self.folder.new_log()?);
+        let mut child = spawned.map_err(|e| {
+            Fault::new(Kind::ResourceExhausted, "SPAWN", "cannot start a process for DHCP and DNS").cause(&e)
+        })?;
+        let gate = child.stdin.take();
+        let mut ready = child.stdout.take();
+        let pid = child.id();
+        let process =
+            Process::open(pid).map_err(|e| Fault::internal("cannot hold on to dnsmasq").cause(&e))?;
+        let started = async {
+            if network.cell.is_some() {
+                let told = tokio::task::spawn_blocking(move || ready.as_mut()?.read_exact(&mut [0]).ok());
+                match timeout(START_LIMIT, told).await {
+                    Ok(Ok(Some(()))) => self.lead_in(&network, pid).await?,
+                    _ => return Err(self.refused("cannot make a network namespace", &process).await),
+                }
+            }
+            let link = self.link_index().ok_or_else(|| {
+                Fault::new(Kind::FailedPrecondition, "LINK_GONE", "the link to the guests is not there")
+            })?;
+            let identity =
+                identity(pid).map_err(|e| Fault::internal("cannot tell who dnsmasq is").cause(&e))?;
+            let instance = self.settings.instance.clone();
+            let record = Record { instance, pid, identity, link, ready: false };
+            self.folder.write_record(&record)?;
+            // If it is gone, its log says why.
+            let _ = gate.map(|mut gate| gate.write_all(b"!"));
+            self.serving(&process).await?;
+            let record = Record { ready: true, ..record };
+            self.folder.write_record(&record)?;
+            Ok(record)
+        };
+        match started.await {
+            Ok(record) => {
+                self.publish(Status::Running(pid));
+                self.running = Some(Running { process, record, since: Instant::now() });
+                Ok(())
+            }
+            Err(fault) => {
+                process.kill()?;
+                // Reaped, or by the next start taken for gone.
+                let _ = timeout(END_LIMIT, process.exited()).await;
+                self.folder.remove_record();
+                Err(fault)
+            }
+        }
+    }
+
+    /// Makes the veth between the bridge and the child's namespace.
+    async fn lead_in(&self, network: &Network, pid: u32) -> Result<(), Fault> {
+        let Some((outer, inner_mac)) = plan::cell(network, &self.settings.instance) else { return Ok(()) };
+        self.kernel.apply(&Action::CreateCell(CellSpec { outer, inner_mac, pid })).await
+    }
+
+    /// Waits until it says that it serves.
+    async fn serving(&self, process: &Process) -> Result<(), Fault> {
+        let end = Instant::now() + START_LIMIT;
+        while Instant::now() < end {
+            if self.folder.read_log().contains(SERVING) && self.folder.has_leases() {
+                return Ok(());
+            }
+            if timeout(START_PAUSE, process.exited()).await.is_ok() {
+                return Err(self.refused("dnsmasq does not start", process).await);
+            }
+            sleep(START_PAUSE).await;
+        }
+        Err(self.refused("dnsmasq does not come up", process).await)
+    }
+
+    /// The fault of a start, with the program's own last words.
+    async fn refused(&self, what: &str, process: &Process) -> Fault {
+        let log = self.folder.read_log();
+        let words = log.lines().rev().map(str::trim).find(|line| !line.is_empty());
+        let words: String = words.unwrap_or("it said nothing").chars().take(200).collect();
+        let fault = Fault::new(Kind::FailedPrecondition, "SERVICE", what)
+            .cause(&std::io::Error::other(words.escape_debug().to_string()));
+        match timeout(Duration::ZERO, process.exited()).await {
+            Ok(Exit::Signal(signal)) => fault.meta("signal", signal),
+            Ok(Exit::Code(code)) => fault.meta("exit_code", code),
+            _ => fault,
+        }
+        .hint("if another program serves DNS or DHCP on this host, let it listen on its own interfaces only; or create the network with --dhcp off")
+    }
+
+    /// Ends it and removes its files. `network` is the record as it is now; its cell may have gone from it.
+    pub async fn remove(&mut self, network: &Network) -> Result<(), Fault> {
+        self.end().await?;
+        let had = self.wanted.take().map(|wanted| wanted.network);
+        for cell in had.iter().chain([network]).filter_map(|network| network.cell.as_ref()) {
+            self.remove_link(&cell.link).await?;
+        }
+        self.folder.delete()
+    }
+
+    /// Removes a cell's link. The kernel does so too when it clears the namespace away, some time after the process.
+    async fn remove_link(&self, name: &IfName) -> Result<(), Fault> {
+        let observed = self.kernel.observe(&Scope::Links(vec![name.clone()])).await?;
+        if observed.links.get(name).is_some_and(|link| link.group == LINK_GROUP) {
+            self.kernel.apply(&Action::DeleteLink(name.clone())).await?;
+        }
+        Ok(())
+    }
+}
