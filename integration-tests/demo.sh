@@ -347,7 +347,8 @@ networks() {
     title 'Four networks'
     show kvmctl network create lab --mode isolated --ipv4 10.51.0.1/24 --ipv6 fd51::1/64
     show kvmctl network create home --mode nat --ipv4 10.52.0.1/24 --ipv6 fd52::1/64
-    show kvmctl network create dmz --mode routed --ipv4 10.53.0.1/24 --ipv6 2001:db8:53::1/64
+    # Its guests are given addresses by hand, and would make themselves others of router advertisements.
+    show kvmctl network create dmz --mode routed --ipv4 10.53.0.1/24 --ipv6 2001:db8:53::1/64 --dhcp off
     # From here to the end of the demo, 100 packets a second by the NIC that is about to be bridged.
     background pings ip netns exec $HOST ping -q -i 0.01 10.98.0.1
     background pings6 ip netns exec $HOST ping -q -i 0.01 2001:db8:98::1
