@@ -137,6 +137,8 @@ fn unanswered(ask: Ask, places: &[(&Netns, String)]) {
 fn plug(host: &TestHost, network: &str, name: &str, addresses: &[&str], gateways: &[&str]) -> Guest {
     let (tap, mac) = host.port_with(network, name, addresses);
     let guest = Guest::plug(&host.netns, &tap, &mac);
+    // Of two addresses a UDP server that listens at any answers from the one that the kernel likes better.
+    guest.netns.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0; ip address flush dev eth0 scope global");
     guest.addresses(addresses);
     guest.gateways(gateways);
     guest
