@@ -5,6 +5,7 @@
 #
 # `cargo build --release --workspace` builds what it needs, guest/build.sh the guest. Needs root.
 # KVBENCH_REPETITIONS=15: how often each thing is measured. KVBENCH_PORTS=1000: the upper number of ports.
+# KVBENCH_NETWORKS=100: how many networks with DHCP are there at a time.
 #
 # netd and vmd run in one network namespace and libvirt in another, with a /run, a /dev and state of its own, so
 # that nothing of the machine's is touched. Without libvirt its columns stay empty; it is installed only where no
@@ -17,6 +18,7 @@ bin=$(realpath "${1:-$root/target/release}")
 image=$(realpath "${2:-$root/target/guest}")
 repetitions=${KVBENCH_REPETITIONS:-15}
 ports=${KVBENCH_PORTS:-1000}
+networks=${KVBENCH_NETWORKS:-100}
 OURS=kvbench-kvmctl THEIRS=kvbench-libvirt
 VMD_UID=64055 # nobody's on any system
 PATIENCE=30   # seconds for anything awaited
@@ -172,5 +174,5 @@ printf '%s, %s CPUs%s, Linux %s, %s\n' "$(date -I)" "$(nproc)" "$(sed -n 's/^mod
 uptime | sed 's/.*load average/load average before/'
 echo
 KVBENCH_DIR=$W KVBENCH_NETD=$netd KVBENCH_VMD=$vmd KVBENCH_UID=$VMD_UID KVBENCH_REPETITIONS=$repetitions \
-    KVBENCH_PORTS=$ports KVBENCH_LIBVIRT=$libvirt KVBENCH_LIBVIRT_PIDS=$libvirt_pids \
+    KVBENCH_PORTS=$ports KVBENCH_NETWORKS=$networks KVBENCH_LIBVIRT=$libvirt KVBENCH_LIBVIRT_PIDS=$libvirt_pids \
     ip netns exec $OURS sh -euc "$with_tun" sh "$W/tun" "$W/bin/bench"

@@ -28,6 +28,7 @@ async fn main() {
     rows.extend(networks(&world, &kvmctl, virsh.as_ref()));
     rows.extend(machines(&world, &kvmctl, virsh.as_ref()));
     let used = memory(&world);
+    let many = many_networks(&world, &kvmctl, virsh.as_ref());
     rows.extend(traffic::rows(&kvmctl, world.repetitions));
     let (port_rows, loaded) = ports(&world, &kvmctl).await;
     rows.extend(port_rows);
@@ -35,9 +36,13 @@ async fn main() {
     print_table(&rows);
     println!("\nResident memory in MiB: RSS / PSS. Aim: under 15 for each of ours, idle.\n");
     println!("  {:<44} {:>12} {:>12}", "", "RSS", "PSS");
-    for (when, lines) in
-        [("idle, as started", idle), ("idle, after the machines above", used), (loaded.0.as_str(), loaded.1)]
-    {
+    let with_networks = format!("{} networks", world.networks);
+    for (when, lines) in [
+        ("idle, as started", idle),
+        ("idle, after the machines above", used),
+        (with_networks.as_str(), many),
+        (loaded.0.as_str(), loaded.1),
+    ] {
         for (program, rss, pss) in lines {
             println!("  {:<44} {rss:>12.1} {pss:>12.1}", format!("{program}, {when}"));
         }
@@ -56,25 +61,76 @@ fn clients(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Vec
     vec![Row::new("list no machines", "kvmctl vm list", ours, "virsh list", theirs)]
 }
 
+/// Networks without DHCP and DNS, and with both ready to answer when the client ends.
 fn networks(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Vec<Row> {
-    let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-    for turn in 0..=world.repetitions {
-        let name = format!("n{turn}");
-        let address = format!("10.61.{turn}.1/24");
-        ours.add(turn, kvmctl.time(&["network", "create", &name, "--mode", "nat", "--ipv4", &address]));
-        kvmctl.time(&["network", "delete", &name]);
+    let mut rows = Vec::new();
+    for (what, dhcp, aim) in
+        [("create a NAT network", false, Some(10.0)), ("create a NAT network, DHCP ready", true, None)]
+    {
+        let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+        for turn in 0..=world.repetitions {
+            let name = format!("n{turn}");
+            ours.add(turn, kvmctl.create_network(&name, turn, dhcp));
+            kvmctl.time(&["network", "delete", &name]);
+            if let Some(virsh) = virsh {
+                let file = virsh.network_file(&name, turn, dhcp);
+                theirs.add(turn, virsh.time(&["net-create", &file]));
+                virsh.time(&["net-destroy", &name]);
+            }
+        }
+        let row = Row::new(what, "kvmctl network create", ours, "virsh net-create", theirs);
+        rows.push(match aim {
+            Some(times) => row.at_least_faster(times),
+            None => row,
+        });
+    }
+    rows
+}
+
+/// What many networks with DHCP and DNS take: the daemon and all its dnsmasq together.
+fn many_networks(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Vec<Memory> {
+    for number in 0..world.networks {
+        let name = format!("m{number}");
+        kvmctl.create_network(&name, number, true);
         if let Some(virsh) = virsh {
-            let file = virsh.network_file(&name, turn);
-            theirs.add(turn, virsh.time(&["net-create", &file]));
-            virsh.time(&["net-destroy", &name]);
+            virsh.time(&["net-create", &virsh.network_file(&name, number, true)]);
         }
     }
-    let row = Row::new("create a NAT network", "kvmctl network create", ours, "virsh net-create", theirs);
-    vec![row.at_least_faster(10.0)]
+    let owners =
+        [("netd", world.dir.display().to_string()), ("libvirtd", "/var/lib/libvirt/dnsmasq".to_owned())];
+    let sums = owners
+        .iter()
+        .filter_map(|(daemon, mark)| {
+            let pid = world.daemons.iter().find(|(name, _)| name == daemon)?.1;
+            let helpers = dnsmasqs(mark);
+            let name = format!("{daemon} and {} dnsmasq", helpers.len());
+            let all = helpers.into_iter().chain([pid]).map(memory_of);
+            let (rss, pss) = all.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+            Some((name, rss, pss))
+        })
+        .collect();
+    for number in 0..world.networks {
+        kvmctl.time(&["network", "delete", &format!("m{number}")]);
+        if let Some(virsh) = virsh {
+            virsh.time(&["net-destroy", &format!("m{number}")]);
+        }
+    }
+    sums
+}
+
+/// Processes of dnsmasq whose command line names `mark`.
+fn dnsmasqs(mark: &str) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            read("comm").trim() == "dnsmasq" && read("cmdline").contains(mark)
+        })
+        .collect()
 }
 
 fn machines(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Vec<Row> {
-    kvmctl.time(&["network", "create", "lan", "--mode", "nat", "--ipv4", "10.62.0.1/24"]);
+    kvmctl.time(&["network", "create", "lan", "--mode", "nat", "--ipv4", "10.62.0.1/24", "--dhcp", "off"]);
     kvmctl.create_machine();
     kvmctl.time(&["vm", "start", "web"]);
     let bare = Bare::like_the_machine(world, kvmctl);
@@ -169,12 +225,18 @@ type Memory = (String, f64, f64);
 
 fn memory(world: &World) -> Vec<Memory> {
     let read = |(name, pid): &(String, u32)| {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
-        let field = |key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("field");
-            line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
-        };
-        (name.clone(), field("Rss:"), field("Pss:"))
+        let (rss, pss) = memory_of(*pid);
+        (name.clone(), rss, pss)
     };
     world.daemons.iter().map(read).collect()
+}
+
+/// RSS and PSS of a process in MiB.
+fn memory_of(pid: u32) -> (f64, f64) {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
+    let field = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("field");
+        line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+    };
+    (field("Rss:"), field("Pss:"))
 }

@@ -21,6 +21,8 @@ pub struct World {
     pub repetitions: usize,
     /// The upper number of ports.
     pub ports: usize,
+    /// How many networks with DHCP there are at a time.
+    pub networks: usize,
     /// Names and process ids, ours first.
     pub daemons: Vec<(String, u32)>,
     libvirt: Option<String>,
@@ -47,6 +49,7 @@ impl World {
             uid: number("KVBENCH_UID"),
             repetitions: count("KVBENCH_REPETITIONS"),
             ports: count("KVBENCH_PORTS"),
+            networks: count("KVBENCH_NETWORKS"),
             daemons,
             libvirt: Some(text("KVBENCH_LIBVIRT")).filter(|uri| !uri.is_empty()),
         }
@@ -92,6 +95,13 @@ impl<'a> Kvmctl<'a> {
     /// From the start of kvmctl to its end.
     pub fn time(&self, arguments: &[&str]) -> Duration {
         time(&mut self.command(arguments))
+    }
+
+    /// A NAT network, with DHCP and DNS or without.
+    pub fn create_network(&self, name: &str, number: usize, dhcp: bool) -> Duration {
+        let address = format!("10.61.{number}.1/24");
+        let dhcp = if dhcp { "on" } else { "off" };
+        self.time(&["network", "create", name, "--mode", "nat", "--ipv4", &address, "--dhcp", dhcp])
     }
 
     /// One NIC, a kernel and an initrd, no disk.
@@ -225,20 +235,22 @@ impl<'a> Virsh<'a> {
         path
     }
 
-    /// A NAT network without DHCP and DNS, so that no dnsmasq is started for it.
-    pub fn network_file(&self, name: &str, number: usize) -> String {
+    /// A NAT network; without DHCP and DNS no dnsmasq is started for it.
+    pub fn network_file(&self, name: &str, number: usize, dhcp: bool) -> String {
+        let range = format!("<dhcp><range start='10.61.{number}.2' end='10.61.{number}.254'/></dhcp>");
+        let (dns, dhcp) = if dhcp { ("", range.as_str()) } else { ("<dns enable='no'/>", "") };
         self.write(
             "network.xml",
             &format!(
                 "<network><name>{name}</name><forward mode='nat'/><bridge name='lv{number}' stp='off' delay='0'/>\
-                 <dns enable='no'/><ip address='10.61.{number}.1' prefix='24'/></network>"
+                 {dns}<ip address='10.61.{number}.1' netmask='255.255.255.0'>{dhcp}</ip></network>"
             ),
         )
     }
 
     /// The same machine, on a network of libvirt; without what libvirt would add by itself.
     pub fn define_machine(&self) {
-        let network = self.network_file("lan", 250);
+        let network = self.network_file("lan", 250, false);
         self.time(&["net-create", &network]);
         let (kernel, initrd) = (self.world.path("vmlinuz"), self.world.path("initrd.img"));
         let machine = self.write(
