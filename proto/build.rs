@@ -3,12 +3,13 @@
 use prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "netd/v1/network.proto",
     "netd/v1/port.proto",
     "netd/v1/forward.proto",
     "netd/v1/capture.proto",
     "netd/v1/event.proto",
+    "netd/v1/group.proto",
     "netd/v1/host.proto",
     "netd/v1/diagnose.proto",
     "vmd/v1/vm.proto",

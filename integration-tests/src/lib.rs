@@ -4,6 +4,7 @@
 
 pub mod census;
 pub mod client;
+pub mod flows;
 pub mod frames;
 pub mod guest;
 pub mod host;

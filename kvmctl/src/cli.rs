@@ -3,12 +3,14 @@
 mod capture;
 mod diagnose;
 mod forward;
+mod group;
 mod network;
 mod vm;
 
 pub use capture::CapturePort;
 pub use diagnose::{Peer, Why, WhyProtocol};
 pub use forward::{AddForward, ForwardCommand, ForwardName, Protocol};
+pub use group::{AddRule, CreateGroup, Default, Direction, GroupCommand, GroupName, IpProtocol, RuleCommand};
 pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdateNetwork, UpdatePort};
 pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
 
@@ -106,6 +108,9 @@ pub enum Command {
     /// Port forwards: ports of this host that lead to a guest
     #[command(subcommand, visible_alias = "fwd")]
     Forward(ForwardCommand),
+    /// Groups: what the guests of ports may send and receive
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),

@@ -6,7 +6,7 @@ use proto::{
     netd::v1::{
         capture_service_client::CaptureServiceClient, diagnose_service_client::DiagnoseServiceClient,
         event_service_client::EventServiceClient, forward_service_client::ForwardServiceClient,
-        host_service_client::HostServiceClient as NetdHostClient,
+        group_service_client::GroupServiceClient, host_service_client::HostServiceClient as NetdHostClient,
         network_service_client::NetworkServiceClient, port_service_client::PortServiceClient,
     },
     vmd::v1::{host_service_client::HostServiceClient as VmdHostClient, vm_service_client::VmServiceClient},
@@ -88,6 +88,15 @@ impl Clients {
     /// If the address cannot be used.
     pub fn forwards(&self) -> Result<ForwardServiceClient<Traced>, Fault> {
         let client = ForwardServiceClient::with_interceptor(self.netd.channel()?, Inject);
+        Ok(client.max_decoding_message_size(LARGEST_ANSWER))
+    }
+
+    /// netd's groups.
+    ///
+    /// # Errors
+    /// If the address cannot be used.
+    pub fn groups(&self) -> Result<GroupServiceClient<Traced>, Fault> {
+        let client = GroupServiceClient::with_interceptor(self.netd.channel()?, Inject);
         Ok(client.max_decoding_message_size(LARGEST_ANSWER))
     }
 

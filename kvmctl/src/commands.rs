@@ -5,6 +5,7 @@ pub mod console;
 mod diagnose;
 pub mod events;
 pub mod forward;
+pub mod group;
 pub mod host;
 pub mod network;
 pub mod port;
@@ -26,6 +27,7 @@ pub async fn run(command: Command, clients: &Clients, printer: &mut Printer<'_>)
         Command::Network(command) => network::run(command, clients, printer).await,
         Command::Port(command) => port::run(command, clients, printer).await,
         Command::Forward(command) => forward::run(command, clients, printer).await,
+        Command::Group(command) => group::run(command, clients, printer).await,
         Command::Vm(command) => vm::run(command, clients, printer).await,
         Command::Events { since, follow } => events::run(since, follow, clients, printer).await,
         Command::Host(HostCommand::Show) => host::show(clients, printer).await,

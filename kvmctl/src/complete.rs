@@ -4,7 +4,7 @@
 use crate::{
     cli::{DEFAULT_NETD, DEFAULT_VMD, Format, Global},
     client::Clients,
-    commands::{forward, network, port, vm},
+    commands::{forward, group, network, port, vm},
 };
 use clap_complete::CompletionCandidate;
 use shared::fault::Fault;
@@ -18,6 +18,14 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub fn networks(current: &OsStr) -> Vec<CompletionCandidate> {
     candidates(current, async |clients| {
         Ok(network::all(clients).await?.into_iter().map(|network| network.name).collect())
+    })
+}
+
+/// Names of groups.
+#[must_use]
+pub fn groups(current: &OsStr) -> Vec<CompletionCandidate> {
+    candidates(current, async |clients| {
+        Ok(group::all(clients).await?.into_iter().map(|group| group.name).collect())
     })
 }
 

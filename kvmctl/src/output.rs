@@ -4,6 +4,7 @@ pub mod address;
 pub mod diagnose;
 pub mod event;
 pub mod forward;
+pub mod group;
 pub mod host;
 pub mod lease;
 pub mod network;

@@ -129,7 +129,26 @@ pub fn duration(text: &str) -> Result<Duration, Invalid> {
         .ok_or_else(|| Invalid::new("longer than a year"))
 }
 
-/// The name of a network, port or machine.
+/// A port, or a range of ports as `8000-8099`.
+///
+/// # Errors
+/// If a number is no port, or the range is empty.
+pub fn ports(text: &str) -> Result<(u16, u16), Invalid> {
+    let port = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse().ok().filter(|port| digits && *port != 0).ok_or_else(|| {
+            Invalid::new("not a port").hint("write a number from 1 to 65535, or two of them as 8000-8099")
+        })
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    if first > last {
+        return Err(Invalid::new("the range is empty").hint(format!("write {last}-{first}")));
+    }
+    Ok((first, last))
+}
+
+/// The name of a network, port, group or machine.
 ///
 /// # Errors
 /// If it is not a DNS label.

@@ -2,10 +2,12 @@
 
 pub mod diagnose;
 mod forward;
+mod group;
 mod port;
 mod service;
 
 pub use forward::{forward, forward_key, new_forward};
+pub use group::{group, group_change, new_group};
 pub use port::{Seen, new_port, port, port_change, port_key};
 pub use service::lease;
 

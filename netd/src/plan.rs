@@ -3,11 +3,13 @@
 //! Removals come before additions, packet rules before links that go up. A plan that is empty means: converged.
 
 mod forward;
+mod groups;
 mod shape;
 mod sysctls;
 mod takeover;
 
 pub use forward::InForce;
+pub use groups::{check_allows, group_not_found};
 pub use sysctls::{ACCEPT_REDIRECTS, BRIDGE_NF, FORWARD4, FORWARD6, accept_ra};
 
 use crate::{
@@ -17,8 +19,8 @@ use crate::{
         TapSpec,
     },
     model::{
-        Address, Forward, ForwardKey, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Reservation, Route,
-        SavedSysctl,
+        Address, Forward, ForwardKey, Group, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Reservation,
+        Route, SavedSysctl,
     },
 };
 use ipnet::IpNet;
@@ -43,6 +45,8 @@ pub struct Desired {
     pub ports: BTreeMap<PortKey, Port>,
     /// Forwards by network and name.
     pub forwards: BTreeMap<ForwardKey, Forward>,
+    /// Groups by name.
+    pub groups: BTreeMap<Name, Group>,
     /// Addresses set aside for ports that are gone.
     pub reservations: BTreeMap<PortKey, Reservation>,
     /// Host-wide sysctls that were changed.
@@ -151,6 +155,7 @@ impl Desired {
         if self.reflects(port) {
             elements.insert(Element::ReflectedTap(port.tap.clone()));
         }
+        elements.extend(self.group_elements(port, network));
         Elements(elements)
     }
 
@@ -160,7 +165,8 @@ impl Desired {
         let networks = self.networks.values().map(|n| self.network_elements(n));
         let ports = self.ports.values().map(|p| self.port_elements(p));
         let forwards = self.networks.keys().map(|name| self.forward_elements(name));
-        Elements(networks.chain(ports).chain(forwards).flat_map(|e| e.0).collect())
+        let all = networks.chain(ports).chain(forwards).flat_map(|e| e.0);
+        Elements(all.chain(self.allows()).collect())
     }
 
     /// What both tables need. `digest` is that of the static rules when netd last wrote them; `None` before.

@@ -12,6 +12,7 @@
 mod converge;
 mod events;
 mod forward;
+mod group;
 mod network;
 mod port;
 #[cfg(test)]
@@ -20,7 +21,8 @@ mod test;
 use crate::{
     kernel::{Action, Kernel, Observed, Scope, Traffic},
     model::{
-        Event, Forward, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
+        Event, Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State,
+        forward_resource,
     },
     plan::Desired,
     services::{Services, Status},
@@ -41,6 +43,7 @@ use tracing::Instrument as _;
 
 pub use events::Watch;
 pub use forward::{ForwardView, NewForward};
+pub use group::{GroupChange, GroupView, NewGroup};
 pub use network::{NetworkChange, NewNetwork, ServicesChange};
 pub(crate) use port::may_change;
 pub use port::{NewPort, PortChange};
@@ -48,6 +51,7 @@ pub use port::{NewPort, PortChange};
 const NETWORK: &str = "network";
 const PORT: &str = "port";
 const FORWARD: &str = "forward";
+const GROUP: &str = "group";
 const SYSCTL: &str = "sysctl";
 const RESERVATION: &str = "reservation";
 
@@ -124,6 +128,7 @@ impl<K: Kernel> Reconciler<K> {
         let networks = store.load::<Network>(NETWORK).await?;
         let ports = store.load::<Port>(PORT).await?;
         let forwards = store.load::<Forward>(FORWARD).await?;
+        let groups = store.load::<Group>(GROUP).await?;
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
         let reservations = store.load::<Reservation>(RESERVATION).await?;
         let events = store.load::<Event>(EVENT).await?;
@@ -131,6 +136,7 @@ impl<K: Kernel> Reconciler<K> {
             networks.broken,
             ports.broken,
             forwards.broken,
+            groups.broken,
             sysctls.broken,
             reservations.broken,
             events.broken,
@@ -145,6 +151,7 @@ impl<K: Kernel> Reconciler<K> {
             networks: networks.records.into_iter().map(|(_, n)| (n.name.clone(), n)).collect(),
             ports: ports.records.into_iter().map(|(_, p)| (p.key(), p)).collect(),
             forwards: forwards.records.into_iter().map(|(_, f)| (f.key(), f)).collect(),
+            groups: groups.records.into_iter().map(|(_, g)| (g.name.clone(), g)).collect(),
             reservations: reservations.records.into_iter().map(|(_, r)| (r.key(), r)).collect(),
             saved: sysctls.records.into_iter().collect(),
         };

@@ -178,7 +178,8 @@ Examples:
 Examples:
   kvmctl port update lan router --filter off
   kvmctl port update lan web-0 --extra-ip 192.168.100.80 --isolated on
-  kvmctl port update lan web-0 --rate-in 100M --rate-out none")]
+  kvmctl port update lan web-0 --rate-in 100M --rate-out none
+  kvmctl port update lan web-0 --group web --group admin")]
     Update(UpdatePort),
     /// Deletes a port
     #[command(visible_alias = "rm")]
@@ -235,12 +236,15 @@ pub struct CreatePort {
     /// Limit from the guest, as --rate-in
     #[arg(long, value_name = "RATE", value_parser = parse::limit)]
     pub rate_out: Option<Limit>,
+    /// A group whose rules say what the guest may send and receive
+    #[arg(long = "group", value_name = "GROUP", value_parser = parse::name, add = ArgValueCompleter::new(complete::groups))]
+    pub groups: Vec<Name>,
 }
 
 /// `kvmctl port update`.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("change").required(true).multiple(true)
-    .args(["filter", "extra", "no_extra", "hostname", "isolated", "rate_in", "rate_out"])))]
+    .args(["filter", "extra", "no_extra", "hostname", "isolated", "rate_in", "rate_out", "groups", "no_group"])))]
 pub struct UpdatePort {
     /// Which port.
     #[command(flatten)]
@@ -266,6 +270,13 @@ pub struct UpdatePort {
     /// Limit from the guest, as --rate-in
     #[arg(long, value_name = "RATE", value_parser = parse::limit)]
     pub rate_out: Option<Limit>,
+    /// The groups that the port is in, in place of the former ones
+    #[arg(long = "group", value_name = "GROUP", conflicts_with = "no_group", value_parser = parse::name,
+          add = ArgValueCompleter::new(complete::groups))]
+    pub groups: Vec<Name>,
+    /// In no group
+    #[arg(long)]
+    pub no_group: bool,
 }
 
 /// A switch with both values spelled out.

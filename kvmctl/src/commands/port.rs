@@ -108,6 +108,7 @@ fn spec(create: &CreatePort) -> Result<wire::PortSpec, Fault> {
         isolated: create.isolated,
         rate_in: create.rate_in.and_then(rate),
         rate_out: create.rate_out.and_then(rate),
+        groups: create.groups.iter().map(resource::group).collect(),
     })
 }
 
@@ -138,6 +139,7 @@ fn change(update: UpdatePort) -> wire::UpdatePortRequest {
     named("isolated", update.isolated.is_some());
     named("rate_in", update.rate_in.is_some());
     named("rate_out", update.rate_out.is_some());
+    named("groups", !update.groups.is_empty() || update.no_group);
     let spec = wire::PortSpec {
         filter: filter(update.filter),
         extra_addresses: update.extra.iter().map(ToString::to_string).collect(),
@@ -145,6 +147,7 @@ fn change(update: UpdatePort) -> wire::UpdatePortRequest {
         isolated: update.isolated == Some(OnOff::On),
         rate_in: update.rate_in.and_then(rate),
         rate_out: update.rate_out.and_then(rate),
+        groups: update.groups.iter().map(resource::group).collect(),
         ..Default::default()
     };
     wire::UpdatePortRequest {

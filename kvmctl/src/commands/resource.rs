@@ -17,6 +17,11 @@ pub fn forward(network: &Name, name: &str) -> String {
     format!("networks/{network}/forwards/{name}")
 }
 
+/// `groups/NAME`.
+pub fn group(name: &Name) -> String {
+    format!("groups/{name}")
+}
+
 /// `vms/NAME`.
 pub fn vm(name: &Name) -> String {
     format!("vms/{name}")

@@ -55,6 +55,8 @@ pub struct PortSpec {
     pub rate_in: Option<Rate>,
     /// From the guest. Null: not limited.
     pub rate_out: Option<Rate>,
+    /// Bare names of the groups it is in.
+    pub groups: Vec<String>,
 }
 
 /// A limit of bandwidth.
@@ -105,7 +107,7 @@ pub struct PortStatus {
     pub hostname: Option<String>,
     /// All addresses that belong to the port or were seen on it.
     pub addresses: Vec<PortAddress>,
-    /// Frames from the guest that were dropped, by reason.
+    /// Frames that were dropped, by reason.
     pub drops: BTreeMap<String, u64>,
 }
 
@@ -151,6 +153,7 @@ impl From<wire::Port> for Port {
                 isolated: spec.isolated,
                 rate_in: spec.rate_in.map(Rate::from),
                 rate_out: spec.rate_out.map(Rate::from),
+                groups: spec.groups.iter().map(|name| last_part(name)).collect(),
             },
             status: PortStatus {
                 observed_generation: status.observed_generation,
@@ -208,6 +211,7 @@ impl Object for Port {
             .maybe("Isolated", self.spec.isolated.then_some("yes"))
             .maybe("Rate in", self.spec.rate_in.map(Rate::text))
             .maybe("Rate out", self.spec.rate_out.map(Rate::text))
+            .maybe("Groups", (!self.spec.groups.is_empty()).then(|| self.spec.groups.join(", ")))
             .line("Attached", yes_no(status.attached))
             .line("Owner", format!("uid {}", status.owner_uid))
             .line("UID", &self.uid)
@@ -234,6 +238,7 @@ impl Object for Port {
             status.ipv4_address.clone(),
             status.ipv6_address.clone(),
             (self.spec.filter == "off").then(|| "no filter".to_owned()),
+            (!self.spec.groups.is_empty()).then(|| format!("groups {}", self.spec.groups.join(", "))),
             not_ready,
         ]
         .into_iter()

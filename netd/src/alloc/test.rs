@@ -72,12 +72,14 @@ fn port(text: &str, mac: Mac) -> Port {
             isolated: false,
             rate_in: None,
             rate_out: None,
+            groups: BTreeSet::new(),
         },
         mac,
         ipv4: None,
         ipv6: None,
         tap: link(&format!("kvp-{text}")),
         owner: 0,
+        profile: None,
         deleting: false,
     }
 }

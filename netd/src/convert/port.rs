@@ -1,6 +1,9 @@
 //! Ports.
 
-use super::{invalid, labels, missing, state, text, time};
+use super::{
+    group::{group_names, groups_of_port},
+    invalid, labels, missing, state, text, time,
+};
 use crate::{
     kernel::TapTraffic,
     model::{PortKey, PortSpec, Rate, State},
@@ -56,6 +59,7 @@ fn spec(spec: wire::PortSpec) -> Result<PortSpec, Fault> {
         isolated: spec.isolated,
         rate_in: rate(spec.rate_in)?,
         rate_out: rate(spec.rate_out)?,
+        groups: groups_of_port(&spec.groups)?,
     })
 }
 
@@ -138,6 +142,7 @@ pub fn port_change(request: wire::UpdatePortRequest) -> Result<(PortKey, PortCha
             "spec.isolated" => change.isolated = Some(spec.isolated),
             "spec.rate_in" => change.rate_in = Some(rate(spec.rate_in)?),
             "spec.rate_out" => change.rate_out = Some(rate(spec.rate_out)?),
+            "spec.groups" => change.groups = Some(groups_of_port(&spec.groups)?),
             "spec.mac" | "spec.ipv4_address" | "spec.ipv6_address" => {
                 return Err(invalid("CANNOT_CHANGE", format!("`{path}` of a port cannot change"))
                     .hint("a guest would not notice: delete the port and create it anew"));
@@ -189,6 +194,7 @@ pub fn port(view: PortView, seen: &Seen) -> wire::Port {
             isolated: port.spec.isolated,
             rate_in: rate(port.spec.rate_in),
             rate_out: rate(port.spec.rate_out),
+            groups: group_names(&port.spec.groups),
         }),
         status: Some(wire::PortStatus {
             observed_generation: if now == State::Pending { 0 } else { port.generation },

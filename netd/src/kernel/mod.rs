@@ -1,6 +1,7 @@
 //! The host's kernel, at the level of intentions: what there is, and one change at a time.
 
 mod action;
+mod allow;
 pub mod bpf;
 pub mod cell;
 mod conntrack;
@@ -24,6 +25,7 @@ pub mod trace;
 pub mod watch;
 
 pub use action::Action;
+pub use allow::{Allow, Allowed, Peer, Place, With};
 pub use inspect::{Inspect, Inspection, Refusal, RouteAnswer, RouteQuery, Save};
 pub use linux::LinuxKernel;
 pub use ruleset::TABLE;
@@ -31,7 +33,7 @@ pub use shape::Bucket;
 pub use socket::Listener;
 pub use trace::{TRACE_TABLE, TraceFlow};
 
-use crate::model::{Address, Forwarding, IfName, Protocol, Rate, Route};
+use crate::model::{Address, Direction, Forwarding, IfName, Protocol, Rate, Route};
 use ipnet::{Ipv4Net, Ipv6Net};
 use shared::{fault::Fault, mac::Mac};
 use std::{
@@ -219,6 +221,20 @@ pub enum Element {
     Open4(IfName, Ipv4Addr, Protocol, u16),
     /// As `Open4`.
     Open6(IfName, Ipv6Addr, Protocol, u16),
+    /// Tap whose guest gets, or sends, only what a rule of a group allows.
+    GroupedTap(Direction, IfName),
+    /// Tap that may be in groups on a bridge where the host is a station as any other.
+    StationTap(IfName),
+    /// Tap and the number of its network and groups, from 1.
+    TapProfile(IfName, u16),
+    /// Bridge and the address of a guest there, as `GroupedTap`.
+    GroupedAddress(Direction, IfName, IpAddr),
+    /// Bridge, the address of a guest there, and its number, as `TapProfile`.
+    AddressProfile(IfName, IpAddr, u16),
+    /// Whose address is at the other end.
+    Peer(Place, Peer),
+    /// What the guests of a number may get or send. No two overlap.
+    Allow(Place, Allow),
 }
 
 /// What guests' frames have left behind, by tap.
@@ -235,6 +251,8 @@ pub struct TapTraffic {
     pub drops: BTreeMap<String, u64>,
     /// Addresses that the guest used in ARP and neighbour discovery in the last 30 minutes.
     pub seen: BTreeSet<IpAddr>,
+    /// UDP datagrams of the last two minutes that may be answered: from, to, and their ports.
+    pub flows: BTreeSet<(IpAddr, IpAddr, u16, u16)>,
 }
 
 /// How the host behaves on a bridge.

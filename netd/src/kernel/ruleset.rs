@@ -1,7 +1,7 @@
 //! The packet rules: two tables whose chains and rules never change, and sets that hold everything else. Pure.
 //!
 //! `bridge kvmctl` (`ruleset/bridge.nft`) checks what a guest puts on the wire, `inet kvmctl` (`ruleset/inet.nft`) what
-//! passes or reaches the host. They are in nft's own language: the JSON of nft 1.0.6 cannot declare the sets of raw
+//! passes or reaches the host; `ruleset/*-groups.nft` is what both have for groups. They are in nft's own language: the JSON of nft 1.0.6 cannot declare the sets of raw
 //! bytes that neighbour discovery is compared with. What changes from port to port goes by JSON.
 
 mod sets;
@@ -23,10 +23,10 @@ pub use traffic::traffic;
 pub const TABLE: &str = "kvmctl";
 /// An empty chain whose name carries the instance: nft 1.0.6 has no table comments in JSON.
 pub const MARK: &str = "kv_mark_";
-/// Both families that have a table, with the static part of it.
-const TABLES: [(NfFamily, &str); 2] = [
-    (NfFamily::Bridge, include_str!("ruleset/bridge.nft")),
-    (NfFamily::INet, include_str!("ruleset/inet.nft")),
+/// Both families that have a table, with the static part of it. A chain comes before those that jump to it.
+const TABLES: [(NfFamily, [&str; 2]); 2] = [
+    (NfFamily::Bridge, [include_str!("ruleset/bridge-groups.nft"), include_str!("ruleset/bridge.nft")]),
+    (NfFamily::INet, [include_str!("ruleset/inet-groups.nft"), include_str!("ruleset/inet.nft")]),
 ];
 /// Both families that have a table.
 pub const FAMILIES: [NfFamily; 2] = [NfFamily::Bridge, NfFamily::INet];
@@ -118,7 +118,8 @@ pub fn replace(instance: &str, elements: &Elements, traffic: &Traffic) -> String
     for (family, rules) in TABLES {
         let family = word(family);
         // `delete` alone fails where there is no table; nft 1.0.6 has no `destroy`.
-        text += &format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n{rules}");
+        text += &format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n");
+        text += &rules.concat();
         text += &format!("add chain {family} {TABLE} {MARK}{instance}\n");
     }
     text + &sets::text(elements) + &traffic::text(traffic, elements)

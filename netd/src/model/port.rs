@@ -50,6 +50,9 @@ pub struct PortSpec {
     /// From the guest.
     #[serde(default)]
     pub rate_out: Option<Rate>,
+    /// The groups it is in.
+    #[serde(default)]
+    pub groups: BTreeSet<Name>,
 }
 
 /// The record of a port.
@@ -84,6 +87,9 @@ pub struct Port {
     pub tap: IfName,
     /// The uid that may open it.
     pub owner: u32,
+    /// Number of the very set of groups it is in, from 1; `None` if in none.
+    #[serde(default)]
+    pub profile: Option<u16>,
     /// A delete was recorded and is not finished.
     pub deleting: bool,
 }

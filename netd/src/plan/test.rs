@@ -74,12 +74,14 @@ fn port(network: &str, text: &str, filter: bool) -> Port {
             isolated: false,
             rate_in: None,
             rate_out: None,
+            groups: BTreeSet::new(),
         },
         mac: Mac::derived(&format!("{network}/{text}"), 0),
         ipv4: None,
         ipv6: None,
         tap: link(&format!("kvp-{network}-{text}")),
         owner: 1000,
+        profile: None,
         deleting: false,
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     alloc,
     kernel::{Element, Kernel, Observed, Scope},
     model::{IfName, Network, Port, PortKey, PortSpec, Reservation, State, port_resource},
-    plan::Desired,
+    plan::{Desired, check_allows},
 };
 use shared::{
     fault::{Fault, Kind},
@@ -156,6 +156,7 @@ impl<K: Kernel> Reconciler<K> {
         let forwards = forwards.filter(|forward| ports.iter().any(|port| forward.spec.may_lead_to(port)));
         Desired {
             instance: records.desired.instance.clone(),
+            groups: records.desired.groups.clone(),
             networks: BTreeMap::from([(network.name.clone(), network.clone())]),
             ports: ports.iter().map(|port| (port.key(), (*port).clone())).collect(),
             forwards: forwards.map(|forward| (forward.key(), forward.clone())).collect(),
@@ -164,9 +165,14 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// The members of the sets that a port brings if it is as `there` says, with those of forwards that may lead to
-    /// one of its states.
+    /// one of its states, and if it is in groups, with those of all groups' rules: one may name a group that it is in,
+    /// and nobody else may be in its own.
     fn members(&self, around: &Desired, states: &[&Port], there: Option<&Port>) -> BTreeSet<Element> {
-        let mut members = self.read().desired.forwards_around(states, there);
+        let desired = &self.read().desired;
+        let mut members = desired.forwards_around(states, there);
+        if let Some(port) = states.iter().find(|port| !port.spec.groups.is_empty()) {
+            members.extend(desired.allows_with(&port.key(), there));
+        }
         members.extend(there.into_iter().flat_map(|port| around.port_elements(port).0));
         members
     }
@@ -220,15 +226,17 @@ impl<K: Kernel> Reconciler<K> {
 
     async fn decide(&self, new: NewPort, network: &Network) -> Result<(Port, Observed), Fault> {
         let resource = port_resource(&new.network, &new.name);
-        let (mac, chosen, mut taken) = {
+        let key = (new.network.clone(), new.name.clone());
+        let (mac, chosen, profile, mut taken) = {
             let records = self.read();
+            let profile = records.desired.profile(&key, &new.spec)?;
             let others = || ports_of(&records.desired, &new.network);
             let mac = alloc::port_mac(&resource, new.spec.mac, others())?;
             alloc::check_names(&new.name, &new.spec, others())?;
             let reserved = reservations_of(&records.desired, &new.network);
             let chosen = alloc::addresses(network, (&new.name, mac), &new.spec, others(), reserved)?;
             let taken: BTreeSet<IfName> = records.desired.ports.values().map(|p| p.tap.clone()).collect();
-            (mac, chosen, taken)
+            (mac, chosen, profile, taken)
         };
         let free =
             |taken: &BTreeSet<IfName>| alloc::tap_name(&new.network, &new.name, |name| taken.contains(name));
@@ -247,8 +255,12 @@ impl<K: Kernel> Reconciler<K> {
             ipv6: chosen.ipv6,
             tap: free(&taken)?,
             owner: new.owner,
+            profile,
             deleting: false,
         };
+        if profile.is_some() {
+            check_allows(&self.read().desired.allows_with(&key, Some(&port)))?;
+        }
         loop {
             let observed = self.0.kernel.observe(&scope(&port, network)).await?;
             if !observed.links.contains_key(&port.tap) && !observed.links.contains_key(&port.ifb()) {

@@ -64,6 +64,7 @@ fn port(network: &str, port: &str) -> NewPort {
             isolated: false,
             rate_in: limit(100_000_000),
             rate_out: limit(20_000_000),
+            groups: BTreeSet::new(),
         },
         labels: BTreeMap::new(),
         owner: 1000,
@@ -268,6 +269,7 @@ fn fixture() -> (TempDir, FakeKernel, Process) {
 
 mod failing;
 mod forwarding;
+mod groups;
 mod ordinary;
 mod real;
 mod restart;

@@ -4,6 +4,7 @@ mod capture;
 mod diagnose;
 mod event;
 mod forward;
+mod group;
 mod host;
 mod network;
 mod port;
@@ -15,8 +16,8 @@ use crate::{
 use proto::netd::v1::{
     capture_service_server::CaptureServiceServer, diagnose_service_server::DiagnoseServiceServer,
     event_service_server::EventServiceServer, forward_service_server::ForwardServiceServer,
-    host_service_server::HostServiceServer, network_service_server::NetworkServiceServer,
-    port_service_server::PortServiceServer,
+    group_service_server::GroupServiceServer, host_service_server::HostServiceServer,
+    network_service_server::NetworkServiceServer, port_service_server::PortServiceServer,
 };
 use shared::fault::{Fault, Kind};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,7 @@ pub fn routes<K: Kernel + Inspect>(reconciler: Reconciler<K>, stop: Cancellation
         .add_service(EventServiceServer::new(event::Service::new(reconciler.clone(), stop)))
         .add_service(DiagnoseServiceServer::new(diagnose::Service::new(reconciler.clone())))
         .add_service(ForwardServiceServer::new(forward::Service(reconciler.clone())))
+        .add_service(GroupServiceServer::new(group::Service(reconciler.clone())))
         .add_service(HostServiceServer::new(host::Service(reconciler)))
 }
 

@@ -95,6 +95,7 @@ fn spec(port: &PortRequest) -> PortSpec {
         isolated: *isolated,
         rate_in: rate_in.map(rate),
         rate_out: rate_out.map(rate),
+        ..PortSpec::default()
     }
 }
 

@@ -14,6 +14,8 @@ use tonic::transport::Channel;
 
 /// Ports of the small networks; the large one's are `World::ports`.
 const FEW: [usize; 2] = [10, 100];
+/// Name of a group.
+const GROUP: &str = "ten";
 /// Creates at a level and turn; there are two turns.
 const CREATES: usize = 10;
 
@@ -30,8 +32,10 @@ async fn main() {
     let used = memory(&world);
     let many = many_networks(&world, &kvmctl, virsh.as_ref());
     rows.extend(traffic::rows(&kvmctl, world.repetitions));
-    let (port_rows, loaded) = ports(&world, &kvmctl).await;
+    let (port_rows, loaded) = ports(&world, &kvmctl, None).await;
     rows.extend(port_rows);
+    group_of_ten_rules(&kvmctl);
+    rows.extend(ports(&world, &kvmctl, Some(GROUP)).await.0);
     println!("Times in milliseconds: median (fastest - slowest) of n. A and B were measured in turns.\n");
     print_table(&rows);
     println!("\nResident memory in MiB: RSS / PSS. Aim: under 15 for each of ours, idle.\n");
@@ -158,8 +162,22 @@ fn machines(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Ve
     ]
 }
 
-/// Port creates with few ports there and with many, by one connection and by kvmctl; and netd's memory with many.
-async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Memory>)) {
+/// What such a group is for.
+fn group_of_ten_rules(kvmctl: &Kvmctl<'_>) {
+    kvmctl.time(&["group", "create", GROUP]);
+    for number in 0..10 {
+        let (port, remote) = (format!("{0}-{0}9", 80 + number), format!("10.{number}.0.0/16"));
+        let protocol = if number % 2 == 0 { "tcp" } else { "udp" };
+        let rule = ["--direction", "in", "--protocol", protocol, "--port", &port, "--remote", &remote];
+        kvmctl.time(&[&["group", "rule", "add", GROUP][..], &rule].concat());
+    }
+}
+
+/// Port creates with few ports there and with many, by one connection and by kvmctl; and netd's memory with many. All
+/// ports are in the group, if one is given.
+async fn ports(world: &World, kvmctl: &Kvmctl<'_>, group: Option<&str>) -> (Vec<Row>, (String, Vec<Memory>)) {
+    let options = group.map_or_else(Vec::new, |group| vec!["--group", group]);
+    let by_kvmctl = [&["port", "create", "many", "extra"][..], &options].concat();
     kvmctl.time(&["network", "create", "many", "--mode", "nat", "--ipv4", "10.64.0.1/16"]);
     let channel = shared::socket::channel(&world.netd_address()).expect("netd's address");
     let mut client = PortServiceClient::new(channel);
@@ -170,7 +188,7 @@ async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Me
     for turn in 0..2 {
         for (level, target) in levels.into_iter().enumerate() {
             while there < target {
-                create_port(&mut client, &format!("p{there}")).await;
+                create_port(&mut client, &format!("p{there}"), group).await;
                 there += 1;
             }
             while there > target {
@@ -183,10 +201,10 @@ async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Me
             // One more on the first turn, which does not count.
             for create in turn.min(1)..=CREATES {
                 let begin = Instant::now();
-                create_port(&mut client, "extra").await;
+                create_port(&mut client, "extra", group).await;
                 rpc[level].add(create, begin.elapsed());
                 delete_port(&mut client, "extra").await;
-                program[level].add(create, kvmctl.time(&["port", "create", "many", "extra"]));
+                program[level].add(create, kvmctl.time(&by_kvmctl));
                 delete_port(&mut client, "extra").await;
             }
         }
@@ -196,20 +214,23 @@ async fn ports(world: &World, kvmctl: &Kvmctl<'_>) -> (Vec<Row>, (String, Vec<Me
     let row = |what: &str, samples: &[Samples; 3], level: usize| {
         Row::new(what, &at[level], samples[level].clone(), &at[0], samples[0].clone()).at_most_slower(1.5)
     };
-    let (one_call, client) = ("create a port, filter on, one gRPC call", "kvmctl port create, filter on");
-    let rows = vec![
-        row(one_call, &rpc, 1),
-        row(one_call, &rpc, 2),
-        row(client, &program, 1),
-        row(client, &program, 2),
-    ];
+    let [call, client] = match group {
+        None => ["create a port, filter on, one gRPC call", "kvmctl port create, filter on"],
+        Some(_) => ["a port in a group of 10 rules, one gRPC call", "kvmctl port create --group"],
+    };
+    let rows =
+        vec![row(call, &rpc, 1), row(call, &rpc, 2), row(client, &program, 1), row(client, &program, 2)];
     (rows, (format!("with {} ports", world.ports), loaded))
 }
 
-async fn create_port(client: &mut PortServiceClient<Channel>, name: &str) {
+async fn create_port(client: &mut PortServiceClient<Channel>, name: &str, group: Option<&str>) {
     let port = Port {
         name: format!("networks/many/ports/{name}"),
-        spec: Some(PortSpec { filter: PortFilter::On.into(), ..PortSpec::default() }),
+        spec: Some(PortSpec {
+            filter: PortFilter::On.into(),
+            groups: group.map(|group| format!("groups/{group}")).into_iter().collect(),
+            ..PortSpec::default()
+        }),
         ..Port::default()
     };
     client.create_port(CreatePortRequest { port: Some(port) }).await.expect("create a port");

@@ -52,6 +52,7 @@ fn asks(ipv4: Option<&str>, ipv6: Option<&str>, extra: &[&str]) -> PortSpec {
         isolated: false,
         rate_in: None,
         rate_out: None,
+        groups: BTreeSet::new(),
     }
 }
 
@@ -71,6 +72,7 @@ fn port(text: &str, ipv4: Option<&str>, spec: PortSpec) -> Port {
         ipv6: None,
         tap: "kvp-a".parse().unwrap(),
         owner: 0,
+        profile: None,
         deleting: false,
     }
 }

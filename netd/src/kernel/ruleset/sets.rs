@@ -1,12 +1,14 @@
 //! The sets, and what an element is in them. Pure.
 
+mod groups;
+
 use super::{
     super::{Element, Elements},
     TABLE,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nftables::{
-    expr::{Expression, NamedExpression, Prefix},
+    expr::{Expression, NamedExpression, Prefix, Range},
     schema::{self, NfListObject},
     types::NfFamily,
 };
@@ -37,7 +39,7 @@ const BRIDGE: [&str; 12] = [
 ];
 
 /// Sets that count what the filter dropped, and the reason that each stands for.
-pub const DROPS: [(&str, &str); 8] = [
+pub const DROPS: [(&str, &str); 10] = [
     ("kv_drop_mac", "mac"),
     ("kv_drop_ethertype", "ethertype"),
     ("kv_drop_arp", "arp"),
@@ -46,13 +48,18 @@ pub const DROPS: [(&str, &str); 8] = [
     ("kv_drop_nd", "nd"),
     ("kv_drop_router", "router"),
     ("kv_drop_dhcp", "dhcp"),
+    ("kv_drop_group_in", "group-in"),
+    ("kv_drop_group_out", "group-out"),
 ];
 /// Sets of addresses that ports were seen to use.
 pub const SEEN: [&str; 2] = ["kv_seen4", "kv_seen6"];
+/// Sets of UDP datagrams that may be answered.
+pub const FLOWS: [&str; 2] = ["kv_flow4", "kv_flow6"];
 
 /// Whether traffic fills the set, so that its members are no drift.
 pub(super) fn filled_by_traffic(set: &str) -> bool {
-    SEEN.contains(&set) || set.starts_with("kv_drop_") || set.starts_with("kv_limit_")
+    let sorts = ["kv_drop_", "kv_limit_"];
+    SEEN.contains(&set) || FLOWS.contains(&set) || sorts.iter().any(|sort| set.starts_with(sort))
 }
 
 /// One field of a member.
@@ -68,6 +75,11 @@ pub(super) enum Field {
     Bytes(u128),
     /// A port of TCP or UDP.
     Port(u16),
+    /// Protocols or ports, from one to another. One alone is written as a range too: nft 1.0.6 cannot delete a member
+    /// with a class id and no range at all.
+    Range(u16, u16),
+    /// Number of a port's groups and that of a peer's, or 0.
+    Class(u16, u16),
 }
 
 impl Field {
@@ -79,8 +91,12 @@ impl Field {
                 addr: Box::new(Expression::String(net.network().to_string().into())),
                 len: net.prefix_len().into(),
             })),
-            Self::Bytes(number) => Expression::String(format!("{number:#x}").into()),
             Self::Port(port) => Expression::Number((*port).into()),
+            Self::Range(first, last) => {
+                let [first, last] = [*first, *last].map(|number| Expression::Number(number.into()));
+                Expression::Range(Box::new(Range { range: [first, last] }))
+            }
+            Self::Bytes(_) | Self::Class(..) => Expression::String(self.plain().into()),
         }
     }
 
@@ -101,6 +117,8 @@ impl Field {
             Self::Net(net) => net.trunc().to_string(),
             Self::Bytes(number) => format!("{number:#x}"),
             Self::Port(port) => format!("{port:#x}"),
+            Self::Range(first, last) => format!("{first}-{last}"),
+            Self::Class(profile, peer) => format!("{profile:x}:{peer:x}"),
         }
     }
 }
@@ -217,6 +235,7 @@ pub(super) fn members(element: &Element) -> Vec<Member> {
             member("kv_ip6", vec![name(tap), word(address)]),
             member("kv_target", vec![name(tap), Field::Bytes(u128::from(*address))]),
         ],
+        of_groups => groups::members(of_groups),
     }
 }
 
@@ -239,6 +258,9 @@ fn plain(value: &Value) -> String {
     if let Some((address, length)) = prefix(value) {
         return format!("{address}/{length}");
     }
+    if let Some([first, last]) = value.pointer("/range").and_then(Value::as_array).map(Vec::as_slice) {
+        return format!("{first}-{last}");
+    }
     match value.as_str() {
         Some(text) => match text.strip_prefix("0x") {
             Some(digits) => format!("0x{}", digits.trim_start_matches('0')),
@@ -257,6 +279,9 @@ fn prefix(value: &Value) -> Option<(&str, u64)> {
 pub(super) fn element(set: &str, fields: &[String]) -> Option<Element> {
     fn at<T: FromStr>(fields: &[String], at: usize) -> Option<T> {
         fields.get(at)?.parse().ok()
+    }
+    if let Some(of_groups) = groups::element(set, fields) {
+        return Some(of_groups);
     }
     match set {
         "kv_forward4" => return Some(Element::Forward4(forwarding(fields, true)?)),
@@ -341,7 +366,11 @@ fn by_set(elements: &Elements) -> BTreeMap<&'static str, Vec<Member>> {
 }
 
 fn family(set: &str) -> NfFamily {
-    if BRIDGE.contains(&set) || filled_by_traffic(set) { NfFamily::Bridge } else { NfFamily::INet }
+    if BRIDGE.contains(&set) || groups::in_bridge(set) || filled_by_traffic(set) {
+        NfFamily::Bridge
+    } else {
+        NfFamily::INet
+    }
 }
 
 /// Commands that add members, in nft's own language.

@@ -5,14 +5,14 @@
 
 use super::{super::Element, *};
 use crate::{
-    kernel::netns::in_own_netns,
-    model::{Forwarding, IfName, Protocol},
+    kernel::{Allow, Allowed, Peer, Place, With, netns::in_own_netns},
+    model::{Direction, Forwarding, IfName, Protocol},
 };
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 use serde_json::json;
 use shared::mac::Mac;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::{
     fmt::Debug,
     fs,
@@ -37,7 +37,9 @@ fn forwarding<A: FromStr<Err: Debug>>(
 /// Every sort of element once.
 fn example() -> Elements {
     let name = |text: &str| text.parse().unwrap();
-    Elements(BTreeSet::from([
+    let protocols = |first, last| Allowed::Protocols { first, last };
+    let ports = |protocol, first, last| Allowed::Ports { protocol, first, last };
+    let mut elements = BTreeSet::from([
         Element::IsolatedBridge(name("kvb-lab")),
         Element::GuestBridge(name("kvb-lan")),
         Element::GuestBridge(name("kvb-wan")),
@@ -73,7 +75,47 @@ fn example() -> Elements {
         Element::Forward6(Forwarding { protocol: Protocol::Udp, ..forwarding(None, 53, "fd00:1::2", 5353) }),
         Element::Open4(name("kvb-lan"), "192.168.100.2".parse().unwrap(), Protocol::Tcp, 80),
         Element::Open6(name("kvb-lan"), "fd00:1::2".parse().unwrap(), Protocol::Udp, 5353),
-    ]))
+        Element::StationTap(name("kvp-quiet")),
+        Element::TapProfile(name("kvp-web"), 1),
+        Element::TapProfile(name("kvp-quiet"), 0xfffe),
+    ]);
+    for direction in [Direction::In, Direction::Out] {
+        elements.insert(Element::GroupedTap(direction, name("kvp-web")));
+        for address in ["192.168.100.2", "fd00:1::5054:ff:fe12:3456"] {
+            let address = address.parse().unwrap();
+            elements.insert(Element::GroupedAddress(direction, name("kvb-lan"), address));
+            elements.insert(Element::AddressProfile(name("kvb-lan"), address, 0x1a));
+        }
+        let reaches = [
+            ("0.0.0.0/0", protocols(1, 1)),
+            ("10.0.0.0/8", protocols(2, 255)),
+            ("192.0.2.7/32", protocols(17, 17)),
+            ("::/0", protocols(58, 58)),
+            ("fd00:1::/64", protocols(1, 57)),
+            ("0.0.0.0/0", ports(6, 22, 22)),
+            ("10.0.0.0/8", ports(6, 1024, 2047)),
+            ("192.0.2.7/32", ports(17, 0, 65535)),
+            ("::/0", ports(17, 53, 53)),
+            ("fd00:1::1/128", ports(6, 1, 1023)),
+            ("192.0.2.8/32", ports(6, 23, 23)),
+        ];
+        for place in [Place::Bridge, Place::Host] {
+            let mut allow = |remote, what| {
+                elements.insert(Element::Allow(place, Allow { direction, profile: 1, remote, what }));
+            };
+            for (net, what) in reaches {
+                allow(With::Net(net.parse().unwrap()), what);
+            }
+            for what in [protocols(1, 1), protocols(2, 255), ports(17, 53, 53), ports(6, 1, 1023)] {
+                allow(With::Profile(0xfffe), what);
+            }
+            for address in ["192.168.100.2", "fd00:1::5054:ff:fe12:3456"] {
+                let address = address.parse().unwrap();
+                elements.insert(Element::Peer(place, Peer { direction, profile: 1, address, peer: 0x1a }));
+            }
+        }
+    }
+    Elements(elements)
 }
 
 fn testdata(file: &str) -> PathBuf {
@@ -339,7 +381,8 @@ fn traffic_is_no_difference_and_goes_with_its_tap() {
         let before = read_both();
         let text = format!(
             "add element bridge {TABLE} kv_drop_mac {{ \"{tap}\" counter packets 7 bytes 420 }}
-             add element bridge {TABLE} kv_seen4 {{ \"{tap}\" . 192.168.100.2 }}\n"
+             add element bridge {TABLE} kv_seen4 {{ \"{tap}\" . 192.168.100.2 }}
+             add element bridge {TABLE} kv_flow6 {{ \"{tap}\" . fd00:1::2 . fd00:1::3 . 4000 . 53 }}\n"
         );
         nft(&["-f", "-"], text.as_bytes());
         let (during, counted) = (read_both(), traffic(&list("bridge")));
@@ -356,6 +399,8 @@ fn traffic_is_no_difference_and_goes_with_its_tap() {
     let of_tap = &counted.taps[&tap.parse().unwrap()];
     assert_eq!(of_tap.drops, [("mac".to_owned(), 7)].into());
     assert_eq!(of_tap.seen, ["192.168.100.2".parse().unwrap()].into());
+    let flow = ("fd00:1::2".parse().unwrap(), "fd00:1::3".parse().unwrap(), 4000, 53);
+    assert_eq!(of_tap.flows, [flow].into());
     assert_eq!(after.taps.len(), 1, "an address seen goes by itself, after its time");
     assert!(after.taps[&tap.parse().unwrap()].drops.is_empty());
     assert_eq!(anew.taps, [].into(), "a tap of the same name has not been seen");
@@ -396,15 +441,57 @@ fn element_of(sort: usize, [a, b]: [IfName; 2], v4: Ipv4Addr, v6: Ipv6Addr, mac:
             let listen = Some(Ipv4Addr::from(!u32::from(v4)));
             Element::Forward4(Forwarding { protocol: Protocol::Udp, listen, port, to: v4, to_port })
         }
-        _ => {
+        26 => {
             let listen = Some(Ipv6Addr::from(!u128::from(v6)));
             Element::Forward6(Forwarding { protocol: Protocol::Tcp, listen, port, to: v6, to_port })
         }
+        27 => Element::StationTap(a),
+        28 => Element::GroupedTap(direction_of(v4), a),
+        29 => Element::TapProfile(a, port_of(v6)),
+        30 => Element::GroupedAddress(direction_of(v4), a, address_of(v4, v6)),
+        31 => Element::AddressProfile(a, address_of(v4, v6), port_of(v6)),
+        32 => Element::Allow(place_of(mac), allow_of(v4, v6)),
+        _ => Element::Peer(place_of(mac), peer_of(v4, v6)),
     }
 }
 
+fn direction_of(v4: Ipv4Addr) -> Direction {
+    if v4.octets()[0].is_multiple_of(2) { Direction::In } else { Direction::Out }
+}
+
+fn address_of(v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
+    if v4.octets()[1].is_multiple_of(2) { v4.into() } else { v6.into() }
+}
+
+fn place_of(mac: Mac) -> Place {
+    if mac.bytes()[1].is_multiple_of(2) { Place::Bridge } else { Place::Host }
+}
+
+fn port_of(v6: Ipv6Addr) -> u16 {
+    v6.segments()[1]
+}
+
+fn peer_of(v4: Ipv4Addr, v6: Ipv6Addr) -> Peer {
+    let (direction, address) = (direction_of(v4), address_of(v4, v6));
+    Peer { direction, profile: port_of(v6).max(1), address, peer: v6.segments()[2] }
+}
+
+fn allow_of(v4: Ipv4Addr, v6: Ipv6Addr) -> Allow {
+    let net = |length: u8| IpNet::new(address_of(v4, v6), length).unwrap().trunc();
+    let [first, last, length, protocol] = v4.octets();
+    let what = if protocol % 2 == 0 {
+        Allowed::Protocols { first: first.min(last), last: first.max(last) }
+    } else {
+        let (a, b) = (v6.segments()[2], v6.segments()[3]);
+        Allowed::Ports { protocol: if length % 2 == 0 { 6 } else { 17 }, first: a.min(b), last: a.max(b) }
+    };
+    let peer = v6.segments()[4];
+    let remote = if peer % 3 == 1 { With::Profile(peer) } else { With::Net(net(length % 33)) };
+    Allow { direction: direction_of(v4), profile: port_of(v6), remote, what }
+}
+
 prop_compose! {
-    fn any_element()(sort in 0..27_usize, a in "[a-z][a-z0-9.-]{0,14}", b in "[a-z][a-z0-9.-]{0,14}", ip in any::<u32>(), ip6 in any::<u128>(), mac in any::<[u8; 5]>()) -> Element {
+    fn any_element()(sort in 0..34_usize, a in "[a-z][a-z0-9.-]{0,14}", b in "[a-z][a-z0-9.-]{0,14}", ip in any::<u32>(), ip6 in any::<u128>(), mac in any::<[u8; 5]>()) -> Element {
         let mac = Mac::from_bytes([2, mac[0], mac[1], mac[2], mac[3], mac[4]]).unwrap();
         element_of(sort, [a.parse().unwrap(), b.parse().unwrap()], ip.into(), ip6.into(), mac)
     }

@@ -1,9 +1,9 @@
-//! What the sets that traffic fills tell: drops by reason, and addresses seen. Pure.
+//! What the sets that traffic fills tell: drops by reason, addresses seen, and what may be answered. Pure.
 
 use super::{
     super::{Element, Elements, Traffic},
     TABLE,
-    sets::{DROPS, SEEN},
+    sets::{DROPS, FLOWS, SEEN},
 };
 use crate::model::IfName;
 use serde_json::Value;
@@ -23,6 +23,10 @@ pub fn traffic(listing: &Value) -> Traffic {
         } else if SEEN.contains(&name) {
             for (tap, address) in members.filter_map(seen) {
                 traffic.taps.entry(tap).or_default().seen.insert(address);
+            }
+        } else if FLOWS.contains(&name) {
+            for (tap, flow) in members.filter_map(flow) {
+                traffic.taps.entry(tap).or_default().flows.insert(flow);
             }
         }
     }
@@ -44,6 +48,11 @@ pub(super) fn text(traffic: &Traffic, elements: &Elements) -> String {
             let set = SEEN[usize::from(address.is_ipv6())];
             text += &format!("add element bridge {TABLE} {set} {{ \"{tap}\" . {address} }}\n");
         }
+        for (from, to, source, destination) in &left.flows {
+            let set = FLOWS[usize::from(from.is_ipv6())];
+            let member = format!("\"{tap}\" . {from} . {to} . {source} . {destination}");
+            text += &format!("add element bridge {TABLE} {set} {{ {member} }}\n");
+        }
     }
     text
 }
@@ -60,12 +69,23 @@ fn dropped(member: &Value) -> Option<(IfName, u64)> {
 
 fn seen(member: &Value) -> Option<(IfName, IpAddr)> {
     let parts = key(member).pointer("/concat")?.as_array()?;
+    Some((tap(parts)?, address(parts, 1)?))
+}
+
+fn flow(member: &Value) -> Option<(IfName, (IpAddr, IpAddr, u16, u16))> {
+    let parts = key(member).pointer("/concat")?.as_array()?;
+    let port = |at: usize| u16::try_from(parts.get(at)?.as_u64()?).ok();
+    Some((tap(parts)?, (address(parts, 1)?, address(parts, 2)?, port(3)?, port(4)?)))
+}
+
+/// nft shows the name that belongs to an index, and the bare number of a tap that is gone.
+fn tap(parts: &[Value]) -> Option<IfName> {
     let tap = parts.first()?.as_str()?;
-    // nft shows the name that belongs to an index, and the bare number of a tap that is gone.
-    if tap.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    Some((tap.parse().ok()?, parts.get(1)?.as_str()?.parse().ok()?))
+    if tap.bytes().all(|b| b.is_ascii_digit()) { None } else { tap.parse().ok() }
+}
+
+fn address(parts: &[Value], at: usize) -> Option<IpAddr> {
+    parts.get(at)?.as_str()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -83,10 +103,13 @@ mod test {
                 {"elem": {"val": {"concat": ["kvp-a", "10.0.0.2"]}, "timeout": 1800, "expires": 3}}]}},
             {"set": {"name": "kv_seen6", "elem": [
                 {"elem": {"val": {"concat": ["kvp-a", "fe80::1"]}, "timeout": 1800, "expires": 3}}]}},
+            {"set": {"name": "kv_flow4", "elem": [
+                {"elem": {"val": {"concat": ["kvp-a", "10.0.0.2", "10.0.0.3", 4000, 53]}, "timeout": 120, "expires": 3}}]}},
             {"set": {"name": "kv_mac", "elem": [{"concat": ["kvp-a", "52:54:00:00:00:01"]}]}}]});
         let traffic = traffic(&listing);
         let a = &traffic.taps[&"kvp-a".parse().unwrap()];
         assert_eq!(a.drops, [("arp".to_owned(), 7)].into());
+        assert_eq!(a.flows, [("10.0.0.2".parse().unwrap(), "10.0.0.3".parse().unwrap(), 4000, 53)].into());
         assert_eq!(a.seen, ["10.0.0.2".parse().unwrap(), "fe80::1".parse().unwrap()].into());
         assert_eq!(traffic.taps[&"kvp-b".parse().unwrap()].drops["arp"], 5_000_000_000);
     }

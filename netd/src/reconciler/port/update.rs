@@ -5,6 +5,7 @@ use crate::{
     alloc,
     kernel::Kernel,
     model::{Network, Port, PortKey, PortSpec, Rate},
+    plan::check_allows,
     reconciler::{Reconciler, Writer, converge::ports_of},
 };
 use shared::{
@@ -36,6 +37,8 @@ pub struct PortChange {
     pub rate_in: Option<Option<Rate>>,
     /// From the guest; inner `None`: not limited.
     pub rate_out: Option<Option<Rate>>,
+    /// The groups it is in.
+    pub groups: Option<BTreeSet<Name>>,
 }
 
 impl PortChange {
@@ -47,6 +50,7 @@ impl PortChange {
             isolated: self.isolated.unwrap_or(old.isolated),
             rate_in: self.rate_in.unwrap_or(old.rate_in),
             rate_out: self.rate_out.unwrap_or(old.rate_out),
+            groups: self.groups.clone().unwrap_or_else(|| old.groups.clone()),
             ..old.clone()
         }
     }
@@ -98,8 +102,18 @@ impl<K: Kernel> Reconciler<K> {
         }
         let network = self.network(&key.0)?.network;
         self.check_change(&old, &spec, &network)?;
-        let new =
-            Port { spec, labels, generation: old.generation + 1, updated: Timestamp::now(), ..old.clone() };
+        let profile = self.read().desired.profile(key, &spec)?;
+        let new = Port {
+            spec,
+            labels,
+            profile,
+            generation: old.generation + 1,
+            updated: Timestamp::now(),
+            ..old.clone()
+        };
+        if profile.is_some() {
+            check_allows(&self.read().desired.allows_with(key, Some(&new)))?;
+        }
         self.put_port(&new).await?;
         if let Err(fault) = self.turn_port(&old, &new, &network, &mut writer).await {
             self.put_port(&old).await?;
@@ -135,9 +149,10 @@ impl<K: Kernel> Reconciler<K> {
         let states = [old, new];
         let before = self.members(&desired, &states, Some(old));
         let after = self.members(&desired, &states, Some(new));
-        if self.change_members(&before, &after).await.is_err() {
+        if let Err(refusal) = self.change_members(&before, &after).await {
             // Somebody may have removed our tables: put everything right, this port as well.
             self.converge_locked(writer).await?;
+            self.rules_in_force(writer).await.map_err(|fault| fault.cause(&refusal))?;
         }
         let observed = self.0.kernel.observe(&scope(new, network)).await?;
         self.apply(&desired.plan_port(new, &observed)?, &observed).await?;

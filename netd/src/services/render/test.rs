@@ -57,12 +57,14 @@ fn port(name: &str, hostname: Option<&str>) -> Port {
             isolated: false,
             rate_in: None,
             rate_out: None,
+            groups: BTreeSet::new(),
         },
         mac: "52:54:00:12:34:56".parse().unwrap(),
         ipv4: Some("10.1.0.7".parse().unwrap()),
         ipv6: Some("fd00:1::7".parse().unwrap()),
         tap: "kvp-x".parse().unwrap(),
         owner: 0,
+        profile: None,
         deleting: false,
     }
 }

@@ -1,0 +1,63 @@
+//! `netd.v1.GroupService`.
+
+use super::page_size;
+use crate::{convert, kernel::Kernel, reconciler::Reconciler};
+use proto::netd::v1 as wire;
+use shared::name::Name;
+use tonic::{Request, Response, Status};
+
+#[derive(Debug)]
+pub struct Service<K>(pub Reconciler<K>);
+
+#[tonic::async_trait]
+impl<K: Kernel> wire::group_service_server::GroupService for Service<K> {
+    async fn get_group(
+        &self,
+        request: Request<wire::GetGroupRequest>,
+    ) -> Result<Response<wire::Group>, Status> {
+        let name = Name::from_resource(&request.get_ref().name, "groups")?;
+        Ok(Response::new(convert::group(self.0.group(&name)?)))
+    }
+
+    async fn list_groups(
+        &self,
+        request: Request<wire::ListGroupsRequest>,
+    ) -> Result<Response<wire::ListGroupsResponse>, Status> {
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(Name::from_resource(token, "groups")?),
+        };
+        let groups: Vec<_> = self.0.groups(after.as_ref(), size).into_iter().map(convert::group).collect();
+        let full = groups.len() == size;
+        let next_page_token =
+            groups.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
+        Ok(Response::new(wire::ListGroupsResponse { groups, next_page_token }))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<wire::CreateGroupRequest>,
+    ) -> Result<Response<wire::Group>, Status> {
+        let new = convert::new_group(request.into_inner().group)?;
+        Ok(Response::new(convert::group(self.0.create_group(new).await?)))
+    }
+
+    async fn update_group(
+        &self,
+        request: Request<wire::UpdateGroupRequest>,
+    ) -> Result<Response<wire::Group>, Status> {
+        let (name, change) = convert::group_change(request.into_inner())?;
+        Ok(Response::new(convert::group(self.0.update_group(name, change).await?)))
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<wire::DeleteGroupRequest>,
+    ) -> Result<Response<wire::DeleteGroupResponse>, Status> {
+        let name = Name::from_resource(&request.get_ref().name, "groups")?;
+        self.0.delete_group(name).await?;
+        Ok(Response::new(wire::DeleteGroupResponse {}))
+    }
+}
