@@ -154,14 +154,16 @@ fn an_address_is_waited_for_without_an_agent_in_the_guest() {
 fn a_port_that_was_changed_while_its_guest_ran_is_as_the_machine_says_at_the_next_start() {
     let mut host = TestHost::with_vmd();
     host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
-    boot(&host, "web", "n,ip=10.60.0.11,extra-ip=10.60.0.80,isolated,rate-out=50M", "");
+    host.ok("group create web --default-in deny");
+    boot(&host, "web", "n,ip=10.60.0.11,extra-ip=10.60.0.80,isolated,rate-out=50M,group=web", "");
     let port = |host: &TestHost| host.ok_json("port show n web-0");
     let made = port(&host);
     assert_eq!((&made["spec"]["filter"], &made["spec"]["isolated"]), (&"on".into(), &true.into()));
     assert_eq!(made["spec"]["extra_addresses"], serde_json::json!(["10.60.0.80"]));
+    assert_eq!(made["spec"]["groups"], serde_json::json!(["web"]));
     assert_eq!(made["status"]["hostname"], "web");
     // Live, and netd is away when the machine is stopped: the port stays, changed.
-    host.ok("port update n web-0 --filter off --no-extra-ip --isolated off --hostname other");
+    host.ok("port update n web-0 --filter off --no-group --no-extra-ip --isolated off --hostname other");
     assert_eq!(port(&host)["spec"]["filter"], "off");
     host.kill_netd();
     host.ok("vm stop web --force");

@@ -171,6 +171,8 @@ pub struct PortOptions {
     pub rate_in: Option<Rate>,
     /// From the guest.
     pub rate_out: Option<Rate>,
+    /// Groups of netd.
+    pub groups: BTreeSet<Name>,
 }
 
 impl Default for PortOptions {
@@ -183,6 +185,7 @@ impl Default for PortOptions {
             isolated: false,
             rate_in: None,
             rate_out: None,
+            groups: BTreeSet::new(),
         }
     }
 }
@@ -340,6 +343,7 @@ mod test {
                 isolated: true,
                 rate_in: Some(Rate { bits_per_second: 1 << 40, burst_bytes: 0 }),
                 rate_out: None,
+                groups: ["web".parse().unwrap()].into(),
             },
         };
         assert_eq!(from_value::<Nic>(to_value(&nic).unwrap()).unwrap(), nic);

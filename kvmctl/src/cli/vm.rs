@@ -103,11 +103,12 @@ Disks:     PATH,format=raw|qcow2[,bus=virtio|sata|scsi][,readonly]
            A comma in PATH is written `,,`. A relative PATH starts here.
 Networks:  NETWORK[,mac=MAC][,model=virtio|e1000|e1000e]
            [,ip=ADDR][,ip=ADDR6][,extra-ip=ADDR...][,filter=on|off]
-           [,isolated][,rate-in=RATE][,rate-out=RATE]
+           [,isolated][,rate-in=RATE][,rate-out=RATE][,group=NAME...]
            `ip`: its address, a free one if not given, the same each time.
            `extra-ip`, repeatable: one more that the guest may use.
            `filter=off`: frames from the guest are not checked.
            `isolated`: kept apart from other isolated ones of the network.
+           `group`, repeatable: its rules hold, see kvmctl group.
            RATE: bits per second to (`in`) or from the guest: 100M, 2G.
 
 Examples:

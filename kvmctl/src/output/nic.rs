@@ -24,6 +24,8 @@ pub struct Nic {
     pub filter: String,
     /// Kept apart from other isolated ones of the network.
     pub isolated: bool,
+    /// Bare names of the groups it is in.
+    pub groups: Vec<String>,
     /// Toward the guest; null: not limited.
     pub rate_in: Option<Rate>,
     /// From the guest; null: not limited.
@@ -69,6 +71,7 @@ impl From<wire::Nic> for Nic {
             extra_addresses: nic.extra_addresses,
             filter: word(filter, "NIC_FILTER_", "on"),
             isolated: nic.isolated,
+            groups: nic.groups.iter().map(|group| last_part(group)).collect(),
             rate_in: nic.rate_in.map(Into::into),
             rate_out: nic.rate_out.map(Into::into),
         }
@@ -131,6 +134,7 @@ impl Nic {
             port,
             (self.filter != "on").then(|| format!("filter {}", self.filter)),
             self.isolated.then(|| "isolated".to_owned()),
+            (!self.groups.is_empty()).then(|| format!("groups {}", self.groups.join(", "))),
             rate(&self.rate_in, "in"),
             rate(&self.rate_out, "out"),
         ];
@@ -164,6 +168,7 @@ mod test {
             extra_addresses: vec!["10.0.0.3".into()],
             filter: NicFilter::Off.into(),
             isolated: true,
+            groups: vec!["groups/web".into()],
             rate_in: Some(wire::Rate { bits_per_second: 100_000_000, burst_bytes: 0 }),
             rate_out: Some(wire::Rate { bits_per_second: 1_500_000, burst_bytes: 20_000 }),
             ..Default::default()
@@ -173,7 +178,10 @@ mod test {
 
     #[test]
     fn a_line_says_what_is_out_of_the_ordinary() {
-        assert_eq!(nic().line(None), "lan (virtio, filter off, isolated, 100M bit/s in, 1500K bit/s out)");
+        assert_eq!(
+            nic().line(None),
+            "lan (virtio, filter off, isolated, groups web, 100M bit/s in, 1500K bit/s out)"
+        );
         let plain = Nic::from(wire::Nic { network: "networks/lan".into(), ..Default::default() });
         assert_eq!((plain.line(None), plain.cell()), ("lan (virtio)".to_owned(), "lan".to_owned()));
     }

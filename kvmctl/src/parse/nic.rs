@@ -5,7 +5,7 @@ use proto::vmd::v1::{Nic, NicFilter, NicModel, Rate};
 use std::net::IpAddr;
 
 /// `NETWORK[,mac=M][,model=virtio|e1000|e1000e][,ip=ADDR...][,extra-ip=ADDR...][,filter=on|off][,isolated]`
-/// `[,rate-in=RATE][,rate-out=RATE]`; one `ip` of each family at most.
+/// `[,rate-in=RATE][,rate-out=RATE][,group=NAME...]`; one `ip` of each family at most.
 ///
 /// # Errors
 /// If a part is unknown, given too often or not a value of its key.
@@ -13,7 +13,7 @@ pub fn nic(text: &str) -> Result<Nic, Invalid> {
     const ONCE: [&str; 6] = ["mac", "model", "filter", "isolated", "rate-in", "rate-out"];
     let parts = split_commas(text);
     let (first, rest) = parts.split_first().ok_or_else(|| Invalid::new("the network is missing"))?;
-    let options = Suboptions::new(rest, &ONCE, &["ip", "extra-ip"])?;
+    let options = Suboptions::new(rest, &ONCE, &["ip", "extra-ip", "group"])?;
     let models = [("virtio", NicModel::Virtio), ("e1000", NicModel::E1000), ("e1000e", NicModel::E1000e)];
     let filters = [("on", NicFilter::On), ("off", NicFilter::Off)];
     let (ipv4, ipv6): (Vec<_>, Vec<_>) = addresses(&options, "ip")?.into_iter().partition(IpAddr::is_ipv4);
@@ -28,6 +28,10 @@ pub fn nic(text: &str) -> Result<Nic, Invalid> {
         isolated: options.switch("isolated")?,
         rate_in: limit(&options, "rate-in")?,
         rate_out: limit(&options, "rate-out")?,
+        groups: options
+            .values("group")
+            .map(|group| Ok(format!("groups/{}", name(group?)?)))
+            .collect::<Result<_, Invalid>>()?,
     })
 }
 
@@ -73,7 +77,7 @@ mod test {
     fn a_network_card_with_everything() {
         let full = nic(
             "lan,model=e1000,mac=52:54:00:AA:00:01,ip=10.0.0.2,ip=FD00::2,extra-ip=10.0.0.3,extra-ip=10.0.0.4,\
-             filter=off,isolated,rate-in=100M,rate-out=20M",
+             filter=off,isolated,rate-in=100M,rate-out=20M,group=web,group=db",
         )
         .unwrap();
         assert_eq!(full.mac, "52:54:00:aa:00:01");
@@ -82,6 +86,7 @@ mod test {
         assert_eq!(full.extra_addresses, ["10.0.0.3", "10.0.0.4"]);
         assert_eq!(full.filter(), NicFilter::Off);
         assert!(full.isolated);
+        assert_eq!(full.groups, ["groups/web", "groups/db"]);
         let bits = |rate: Option<Rate>| rate.map(|rate| rate.bits_per_second);
         assert_eq!((bits(full.rate_in), bits(full.rate_out)), (Some(100_000_000), Some(20_000_000)));
     }
@@ -93,7 +98,10 @@ mod test {
             ("LAN", "name"),
             ("lan,mac=01:00:00:00:00:00", "MAC"),
             ("lan,model=ne2000", "the values are virtio, e1000, e1000e"),
-            ("lan,queues=2", "the keys are mac, model, filter, isolated, rate-in, rate-out, ip, extra-ip"),
+            (
+                "lan,queues=2",
+                "the keys are mac, model, filter, isolated, rate-in, rate-out, ip, extra-ip, group",
+            ),
             ("lan,,x", "name"),
             ("lan,ip", "`ip` needs a value"),
             ("lan,ip=10.0.0.2/24", "without a prefix length"),

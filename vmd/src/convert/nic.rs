@@ -16,6 +16,7 @@ use std::{
 
 const MAX_NICS: usize = 16;
 const MAX_EXTRA: usize = 64;
+const MAX_GROUPS: usize = 8;
 /// netd's own limit: known here too, so that it is said at the create and not at the start.
 const SLOWEST: u64 = 8_000;
 
@@ -68,6 +69,7 @@ fn nic(nic: wire::Nic) -> Result<Nic, Fault> {
             isolated: nic.isolated,
             rate_in: rate(nic.rate_in)?,
             rate_out: rate(nic.rate_out)?,
+            groups: groups(&nic.groups)?,
         },
     })
 }
@@ -96,6 +98,14 @@ fn extra(texts: &[String]) -> Result<BTreeSet<IpAddr>, Fault> {
             })
         })
         .collect()
+}
+
+fn groups(resources: &[String]) -> Result<BTreeSet<Name>, Fault> {
+    if resources.len() > MAX_GROUPS {
+        let message = format!("a NIC in {} groups, and {MAX_GROUPS} is the most", resources.len());
+        return Err(invalid("TOO_MANY_GROUPS", message).hint("put the rules into fewer groups"));
+    }
+    resources.iter().map(|resource| Name::from_resource(resource, "groups")).collect()
 }
 
 fn rate(rate: Option<wire::Rate>) -> Result<Option<Rate>, Fault> {
@@ -153,6 +163,7 @@ pub(super) fn emit(nic: &Nic) -> wire::Nic {
         isolated: port.isolated,
         rate_in: port.rate_in.map(wire_rate),
         rate_out: port.rate_out.map(wire_rate),
+        groups: port.groups.iter().map(|group| format!("groups/{group}")).collect(),
     }
 }
 

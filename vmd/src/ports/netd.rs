@@ -82,7 +82,7 @@ fn request<T>(message: T) -> Request<T> {
 }
 
 fn spec(port: &PortRequest) -> PortSpec {
-    let PortOptions { ipv4, ipv6, extra, filter, isolated, rate_in, rate_out } = &port.options;
+    let PortOptions { ipv4, ipv6, extra, filter, isolated, rate_in, rate_out, groups } = &port.options;
     let text = |address: Option<IpAddr>| address.map(|address| address.to_string()).unwrap_or_default();
     let filter = if *filter { PortFilter::On } else { PortFilter::Off };
     PortSpec {
@@ -95,7 +95,7 @@ fn spec(port: &PortRequest) -> PortSpec {
         isolated: *isolated,
         rate_in: rate_in.map(rate),
         rate_out: rate_out.map(rate),
-        ..PortSpec::default()
+        groups: groups.iter().map(|group| format!("groups/{group}")).collect(),
     }
 }
 
