@@ -593,3 +593,69 @@ fn what_cannot_be_is_refused_by_name_and_changes_nothing() {
     host.ok(&format!("group rule delete db {id}"));
     host.ok("group delete web");
 }
+
+/// The address that a guest forms of a prefix of 64 bits and its MAC.
+fn formed(prefix: &str, mac: &str) -> IpAddr {
+    let [a, b, c, d, e, f] = integration_tests::frames::mac(mac);
+    let low = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    let high: std::net::Ipv6Addr = prefix.parse().expect("a prefix");
+    IpAddr::V6((u128::from(high) | u128::from(low)).into())
+}
+
+#[test]
+fn the_address_that_a_guest_forms_by_itself_is_judged_as_its_own() {
+    let host = routed();
+    host.ok("group create web");
+    let b = plug(&host, "dmz", "b", "--ip 2001:db8:63::10 --group web");
+    let mac = host.ok_json("port show dmz b")["status"]["mac"].as_str().expect("MAC").to_owned();
+    let other = formed("2001:db8:63::", &mac);
+    b.guest.netns.sh("sysctl -qw net.ipv6.conf.eth0.accept_ra=0");
+    b.guest.netns.sh(&format!("ip address replace {other}/64 dev eth0 nodad"));
+    let _server = Echo::serve(b.netns(), &PORTS);
+    let both = [b.addresses[0], other];
+    for (who, from) in [("the LAN", &host.lan), ("the host", &host.netns)] {
+        expect(who, from, &both, &[(Flow::Tcp(80), NO), (Flow::Ping, NO)]);
+    }
+    host.ok("group rule add web --direction in --protocol tcp --port 80");
+    for (who, from) in [("the LAN", &host.lan), ("the host", &host.netns)] {
+        expect(who, from, &both, &[(Flow::Tcp(80), YES), (Flow::Ping, NO)]);
+    }
+}
+
+#[test]
+fn a_forward_does_not_lead_around_a_group() {
+    let host = routed();
+    host.ok("group create web");
+    let b = plug(&host, "dmz", "b", "--group web");
+    let _server = Echo::serve(b.netns(), &PORTS);
+    host.ok("forward add dmz --protocol tcp --listen 8080 --to b:80");
+    let uplink = ["10.99.0.2", "2001:db8:99::2"].map(|text| text.parse().expect("address"));
+    let all = |wanted| {
+        for (who, from) in [("the host", &host.netns), ("the LAN", &host.lan)] {
+            expect(who, from, &uplink, &[(Flow::Tcp(8080), wanted)]);
+        }
+    };
+    with_and_without_bridge_netfilter(&host, || {
+        all(NO);
+        host.ok("group rule add web --direction in --protocol tcp --port 80");
+        all(YES);
+        clear(&host, "web");
+    });
+}
+
+#[test]
+fn only_the_gateways_dhcp_server_is_heard_without_a_rule() {
+    let host = routed();
+    host.ok("group create web");
+    let b = plug(&host, "dmz", "b", "--group web");
+    let client = Datagrams::bind(b.netns(), false, 68);
+    let stranger = Datagrams::bind(&host.lan, false, 67);
+    let to = (b.addresses[0], 68).into();
+    stranger.send(to, b"an offer");
+    assert!(!client.receives(b"an offer"));
+    host.ok("group rule add web --direction in --protocol udp --port 68");
+    wait::until("the offer", || {
+        stranger.send(to, b"an offer");
+        client.receives(b"an offer").then_some(())
+    });
+}

@@ -111,9 +111,17 @@ impl Desired {
                     add(Element::Subnet6(bridge.clone(), net.trunc()));
                     add(Element::Gateway6(bridge.clone(), net.addr()));
                 }
+                add(Element::BridgeMac(bridge.clone(), network.bridge_mac));
             }
         }
         elements
+    }
+
+    /// The addresses that a port's guest may use: what is recorded, and the one that it forms by itself besides another
+    /// that was asked for. Every rule that knows a guest by address has to know all of them.
+    pub(crate) fn usable(&self, port: &Port) -> BTreeSet<IpAddr> {
+        let formed = self.networks.get(&port.network).and_then(|network| network.formed_by(port.mac));
+        port.addresses().chain(formed.map(IpAddr::V6)).collect()
     }
 
     /// The members of the sets that a port brings. Addresses of a family are checked where the port has one: where
@@ -129,13 +137,10 @@ impl Desired {
                 // Its own link-local address, which only it may have in this form.
                 Element::TapAddress6(port.tap.clone(), alloc::eui64(alloc::LINK_LOCAL, port.mac)),
             ]);
-            elements.extend(port.addresses().map(|address| match address {
+            elements.extend(self.usable(port).into_iter().map(|address| match address {
                 IpAddr::V4(v4) => Element::TapAddress4(port.tap.clone(), port.mac, v4),
                 IpAddr::V6(v6) => Element::TapAddress6(port.tap.clone(), v6),
             }));
-            // It forms this one besides another that was asked for, and may choose it as its source.
-            let formed = network.and_then(|network| network.formed_by(port.mac));
-            elements.extend(formed.map(|v6| Element::TapAddress6(port.tap.clone(), v6)));
             if !port.addresses().any(|address| address.is_ipv4()) {
                 elements.insert(Element::AnyAddress4(port.tap.clone()));
             }
@@ -147,7 +152,7 @@ impl Desired {
             elements.insert(Element::IsolatedTap(port.tap.clone()));
         }
         if let Some(network) = network.filter(|n| port.spec.isolated && n.spec.mode.has_gateway()) {
-            elements.extend(port.addresses().map(|address| match address {
+            elements.extend(self.usable(port).into_iter().map(|address| match address {
                 IpAddr::V4(v4) => Element::Apart4(network.bridge.clone(), v4),
                 IpAddr::V6(v6) => Element::Apart6(network.bridge.clone(), v6),
             }));

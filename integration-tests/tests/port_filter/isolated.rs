@@ -50,6 +50,21 @@ fn attempts(from: &Station, to: &Station, gateway: Mac) -> Vec<Attempt> {
     ]
 }
 
+/// Ways round by the gateway that no port may take, isolated or not: from addresses that are in no network.
+fn detours(from: &Station, to: &Station, gateway: Mac) -> Vec<Attempt> {
+    let chosen = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0x1234, 0x5678, 0x9abc, 0xdef0);
+    [
+        ("a link-local source by the gateway", from.link_local),
+        ("a chosen link-local source by the gateway", chosen),
+    ]
+    .into_iter()
+    .map(|(what, source)| {
+        let packet = Ipv6::udp((source, to.ipv6), (1000, 2000), &mark(what));
+        Attempt { what, frame: from.ipv6(gateway, &packet), mark: mark(what) }
+    })
+    .collect()
+}
+
 /// What of `attempts`, written into `wire`, comes out at `ear` before the marker does at `other`.
 fn arriving(attempts: &[Attempt], wire: &Wire, [ear, other]: [&Wire; 2], marker: &[u8]) -> Vec<&'static str> {
     ear.drain();
@@ -93,6 +108,8 @@ fn isolated_ports_reach_the_gateway_and_others_but_not_each_other() {
         host.set_bridge_netfilter(on);
         let nothing: [Vec<&str>; 2] = Default::default();
         assert_eq!(both_ways(), nothing, "bridge netfilter {on}");
+        let round = arriving(&detours(own, neighbour, gateway.mac), wire, [b, c], &scene.marker());
+        assert!(round.is_empty(), "bridge netfilter {on}: {round:?}");
 
         // The third port and the host are reached, and answer.
         let hello = Ipv4::echo((own.ipv4, gateway.ipv4));

@@ -187,6 +187,8 @@ pub enum Element {
     Subnet4(IfName, Ipv4Net),
     /// As `Subnet4`.
     Subnet6(IfName, Ipv6Net),
+    /// Bridge and its MAC, by which what the host routes is told from what stays on the bridge.
+    BridgeMac(IfName, Mac),
     /// Bridge and the host's address there.
     Gateway4(IfName, Ipv4Addr),
     /// As `Gateway4`.

@@ -59,7 +59,7 @@ impl Desired {
             elements.insert(Element::StationTap(port.tap.clone()));
         }
         if let Some(network) = network.filter(|n| n.spec.mode.has_gateway()) {
-            for address in port.addresses() {
+            for address in self.usable(port) {
                 elements.insert(Element::AddressProfile(network.bridge.clone(), address, profile));
                 elements.extend(
                     denied.iter().map(|d| Element::GroupedAddress(*d, network.bridge.clone(), address)),
@@ -156,7 +156,7 @@ impl Desired {
             ports.iter().filter(meant).partition(|port| port.network == network.name);
         let mut peers = BTreeMap::new();
         for port in own.into_iter().chain(others) {
-            for address in port.addresses() {
+            for address in self.usable(port) {
                 peers.entry(address).or_insert(*port);
             }
         }

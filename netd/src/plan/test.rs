@@ -281,13 +281,19 @@ fn each_mode_has_its_members() {
     assert_eq!(members(&network("x", Mode::Isolated)), "IsolatedBridge(\"kvb-x\")");
     assert_eq!(
         members(&nat()),
-        "AnyUplink(\"kvb-lan\") Gateway4(\"kvb-lan\", 10.1.0.1) GuestBridge(\"kvb-lan\") NatBridge(\"kvb-lan\") Subnet4(\"kvb-lan\", 10.1.0.0/24)"
+        format!(
+            "AnyUplink(\"kvb-lan\") BridgeMac(\"kvb-lan\", {}) Gateway4(\"kvb-lan\", 10.1.0.1) GuestBridge(\"kvb-lan\") NatBridge(\"kvb-lan\") Subnet4(\"kvb-lan\", 10.1.0.0/24)",
+            nat().bridge_mac
+        )
     );
     let mut routed = Network { ipv6: Some("fd00::1/64".parse().unwrap()), ..network("r", Mode::Routed) };
     routed.spec.uplink = Some(link("eth1"));
     assert_eq!(
         members(&routed),
-        "Gateway6(\"kvb-r\", fd00::1) GuestBridge(\"kvb-r\") RoutedBridge(\"kvb-r\") Subnet6(\"kvb-r\", fd00::/64) Uplink(\"kvb-r\", \"eth1\")"
+        format!(
+            "BridgeMac(\"kvb-r\", {}) Gateway6(\"kvb-r\", fd00::1) GuestBridge(\"kvb-r\") RoutedBridge(\"kvb-r\") Subnet6(\"kvb-r\", fd00::/64) Uplink(\"kvb-r\", \"eth1\")",
+            routed.bridge_mac
+        )
     );
 }
 

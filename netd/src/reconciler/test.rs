@@ -257,6 +257,9 @@ fn nameless(mut host: Host) -> Host {
     for link in host.links.values_mut().filter(|l| l.kind == LinkKind::Bridge && !l.alias.is_empty()) {
         link.mac = None;
     }
+    if let Some(tables) = &mut host.tables {
+        tables.elements.0.retain(|element| !matches!(element, crate::kernel::Element::BridgeMac(..)));
+    }
     host
 }
 

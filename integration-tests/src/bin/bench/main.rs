@@ -93,33 +93,35 @@ fn networks(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Ve
 
 /// What many networks with DHCP and DNS take: the daemon and all its dnsmasq together.
 fn many_networks(world: &World, kvmctl: &Kvmctl<'_>, virsh: Option<&Virsh<'_>>) -> Vec<Memory> {
-    for number in 0..world.networks {
-        let name = format!("m{number}");
-        kvmctl.create_network(&name, number, true);
-        if let Some(virsh) = virsh {
-            virsh.time(&["net-create", &virsh.network_file(&name, number, true)]);
-        }
+    // One after the other: both run dnsmasq as nobody, who may have 128 inotify instances by the kernel's default.
+    let names: Vec<String> = (0..world.networks).map(|number| format!("m{number}")).collect();
+    for (number, name) in names.iter().enumerate() {
+        kvmctl.create_network(name, number, true);
     }
-    let owners =
-        [("netd", world.dir.display().to_string()), ("libvirtd", "/var/lib/libvirt/dnsmasq".to_owned())];
-    let sums = owners
-        .iter()
-        .filter_map(|(daemon, mark)| {
-            let pid = world.daemons.iter().find(|(name, _)| name == daemon)?.1;
-            let helpers = dnsmasqs(mark);
-            let name = format!("{daemon} and {} dnsmasq", helpers.len());
-            let all = helpers.into_iter().chain([pid]).map(memory_of);
-            let (rss, pss) = all.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-            Some((name, rss, pss))
-        })
-        .collect();
-    for number in 0..world.networks {
-        kvmctl.time(&["network", "delete", &format!("m{number}")]);
-        if let Some(virsh) = virsh {
-            virsh.time(&["net-destroy", &format!("m{number}")]);
+    let mut sums = vec![with_dnsmasqs(world, "netd", &world.dir.display().to_string())];
+    for name in &names {
+        kvmctl.time(&["network", "delete", name]);
+    }
+    if let Some(virsh) = virsh {
+        for (number, name) in names.iter().enumerate() {
+            virsh.time(&["net-create", &virsh.network_file(name, number, true)]);
+        }
+        sums.push(with_dnsmasqs(world, "libvirtd", "/var/lib/libvirt/dnsmasq"));
+        for name in &names {
+            virsh.time(&["net-destroy", name]);
         }
     }
     sums
+}
+
+/// A daemon and every dnsmasq whose command line names `mark`.
+fn with_dnsmasqs(world: &World, daemon: &str, mark: &str) -> Memory {
+    let pid = world.daemons.iter().find(|(name, _)| name == daemon).expect("a daemon of that name").1;
+    let helpers = dnsmasqs(mark);
+    let name = format!("{daemon} and {} dnsmasq", helpers.len());
+    let all = helpers.into_iter().chain([pid]).map(memory_of);
+    let (rss, pss) = all.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    (name, rss, pss)
 }
 
 /// Processes of dnsmasq whose command line names `mark`.

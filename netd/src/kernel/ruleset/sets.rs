@@ -201,6 +201,7 @@ pub(super) fn members(element: &Element) -> Vec<Member> {
         Element::Subnet6(bridge, net) => {
             vec![member("kv_subnet6", vec![name(bridge), Field::Net(IpNet::V6(*net))])]
         }
+        Element::BridgeMac(bridge, mac) => vec![member("kv_bridge_mac", vec![name(bridge), word(mac)])],
         Element::Gateway4(bridge, address) => {
             vec![member("kv_gateway4", vec![name(bridge), word(address)])]
         }
@@ -303,6 +304,7 @@ pub(super) fn element(set: &str, fields: &[String]) -> Option<Element> {
         "kv_uplink" => Element::Uplink(first, at(fields, 1)?),
         "kv_subnet4" => Element::Subnet4(first, net4(fields.get(1)?)?),
         "kv_subnet6" => Element::Subnet6(first, net6(fields.get(1)?)?),
+        "kv_bridge_mac" => Element::BridgeMac(first, at(fields, 1)?),
         "kv_gateway4" => Element::Gateway4(first, at(fields, 1)?),
         "kv_gateway6" => Element::Gateway6(first, at(fields, 1)?),
         "kv_apart4" => Element::Apart4(first, at(fields, 1)?),

@@ -50,6 +50,7 @@ fn example() -> Elements {
         Element::Subnet4(name("kvb-lan"), "192.168.100.0/24".parse().unwrap()),
         Element::Subnet4(name("kvb-wan"), "203.0.113.0/25".parse().unwrap()),
         Element::Subnet6(name("kvb-lan"), "fd00:1::/64".parse().unwrap()),
+        Element::BridgeMac(name("kvb-lan"), "52:54:00:00:00:fe".parse().unwrap()),
         Element::Gateway4(name("kvb-lan"), "192.168.100.1".parse().unwrap()),
         Element::Gateway6(name("kvb-lan"), "fd00:1::1".parse().unwrap()),
         Element::FilteredTap(name("kvp-web")),

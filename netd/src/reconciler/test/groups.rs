@@ -73,7 +73,7 @@ fn a_change_that_is_refused_changes_nothing_and_can_be_repeated() {
 
 #[test]
 fn a_step_of_a_change_that_fails_is_made_good_or_taken_back() {
-    let elements = |kernel: &FakeKernel| kernel.picture().tables.expect("our tables").elements;
+    let elements = |kernel: &FakeKernel| nameless(kernel.picture()).tables.expect("our tables").elements;
     let (_dir, kernel, process) = fixture();
     prepare(&process);
     let before = elements(&kernel);
