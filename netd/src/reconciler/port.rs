@@ -100,7 +100,7 @@ impl<K: Kernel> Reconciler<K> {
         if let Ok(existing) = self.port(&new.network, &new.name) {
             return same_or_taken(existing, &new);
         }
-        let (port, observed) = self.decide(new, &network).await?;
+        let (port, observed, given_up) = self.decide(new, &network).await?;
         let raised = async {
             self.0.services.put_port(&port).await?;
             self.raise_port(&port, &network, &observed, &mut writer).await
@@ -114,6 +114,8 @@ impl<K: Kernel> Reconciler<K> {
                     "cannot undo a failed create"
                 );
                 self.publish(deleting.resource(), Err(undo));
+            } else {
+                self.put_back(&deleting.key(), given_up).await?;
             }
             return Err(fault);
         }
@@ -224,7 +226,11 @@ impl<K: Kernel> Reconciler<K> {
         self.forget(&[], &[port.key()]).await
     }
 
-    async fn decide(&self, new: NewPort, network: &Network) -> Result<(Port, Observed), Fault> {
+    async fn decide(
+        &self,
+        new: NewPort,
+        network: &Network,
+    ) -> Result<(Port, Observed, Vec<Reservation>), Fault> {
         let resource = port_resource(&new.network, &new.name);
         let key = (new.network.clone(), new.name.clone());
         let (mac, chosen, profile, mut taken) = {
@@ -264,8 +270,8 @@ impl<K: Kernel> Reconciler<K> {
         loop {
             let observed = self.0.kernel.observe(&scope(&port, network)).await?;
             if !observed.links.contains_key(&port.tap) && !observed.links.contains_key(&port.ifb()) {
-                self.record_port(&port, &chosen.given_up).await?;
-                return Ok((port, observed));
+                let given_up = self.record_port(&port, &chosen.given_up).await?;
+                return Ok((port, observed, given_up));
             }
             // No record explains a link of that name: it is somebody else's, so take another name.
             taken.insert(port.tap.clone());
@@ -274,15 +280,26 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Records a new port, and that the reservations which it takes over are no more, in one commit.
-    async fn record_port(&self, port: &Port, given_up: &[PortKey]) -> Result<(), Fault> {
+    async fn record_port(&self, port: &Port, given_up: &[PortKey]) -> Result<Vec<Reservation>, Fault> {
         let gone = given_up.iter().map(|key| Op::delete(super::RESERVATION, port_resource(&key.0, &key.1)));
         let ops = std::iter::once(Op::put(super::PORT, port.resource(), port)?).chain(gone).collect();
         self.0.store.commit(ops).await?;
         let mut records = self.write();
         records.desired.ports.insert(port.key(), port.clone());
-        for key in given_up {
-            records.desired.reservations.remove(key);
+        Ok(given_up.iter().filter_map(|key| records.desired.reservations.remove(key)).collect())
+    }
+
+    /// Leaves the reservations as they were before a create that failed.
+    async fn put_back(&self, key: &PortKey, given_up: Vec<Reservation>) -> Result<(), Fault> {
+        let mut ops = vec![Op::delete(super::RESERVATION, port_resource(&key.0, &key.1))];
+        for reservation in &given_up {
+            let key = reservation.key();
+            ops.push(Op::put(super::RESERVATION, port_resource(&key.0, &key.1), reservation)?);
         }
+        self.0.store.commit(ops).await?;
+        let reservations = &mut self.write().desired.reservations;
+        reservations.remove(key);
+        reservations.extend(given_up.into_iter().map(|reservation| (reservation.key(), reservation)));
         Ok(())
     }
 }

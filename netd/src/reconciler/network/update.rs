@@ -165,10 +165,16 @@ impl<K: Kernel> Reconciler<K> {
         if network.cell.is_none() || !spec.services.wanted(spec.mode) {
             new.network.cell = alloc::cell(&network.name, network.uid, &spec, observed)?;
         }
-        new.network.mtu = alloc::mtu_after(network, &spec, observed)?;
+        // Another change has no business with the uplink, which may be away just now.
+        if was.mtu != will.mtu || was.uplink != will.uplink {
+            new.network.mtu = alloc::mtu_after(network, &spec, observed)?;
+        }
         new.network.spec = spec;
         new.network.generation += 1;
         new.network.updated = Timestamp::now();
+        if (new.network.ipv4, new.network.ipv6) == (network.ipv4, network.ipv6) {
+            return Ok(new);
+        }
         let reserved: Vec<_> =
             records.desired.reservations.values().filter(|r| r.network == network.name).collect();
         for at in 0..new.ports.len() {

@@ -243,3 +243,31 @@ fn what_guests_would_lose_is_refused_and_changes_nothing() {
     assert_eq!(fault.reason(), "UPLINK_IN_USE");
     assert_eq!((kernel.picture(), process.disk()), (before, disk));
 }
+
+#[test]
+fn a_create_that_fails_leaves_what_is_set_aside_as_it_was() {
+    let (_dir, kernel, process) = with_ports();
+    process.delete_port("lan", "a").unwrap();
+    let set_aside = |process: &Process| process.netd().read().desired.reservations.clone();
+    let before = set_aside(&process);
+    assert_eq!(before.len(), 1);
+    kernel.refuse(|action| matches!(action, Action::CreateTap(_)));
+    for text in ["a", "new"] {
+        process.create_port(&port("lan", text)).unwrap_err();
+        assert_eq!(set_aside(&process), before, "{text}");
+    }
+    kernel.heal();
+    let again = process.create_port(&port("lan", "a")).unwrap().port;
+    assert_eq!(again.ipv4.unwrap().to_string(), "10.1.0.2");
+}
+
+#[test]
+fn a_change_that_is_not_the_uplinks_business_goes_on_without_it() {
+    let (_dir, kernel, process) = with_ports();
+    grow(&process, bigger()).unwrap();
+    kernel.meddle(|host| host.delete_link(&link("eth1")));
+    let labels = Some(BTreeMap::from([("team".to_owned(), "web".to_owned())]));
+    let changed =
+        grow(&process, NetworkChange { labels: labels.clone(), ..NetworkChange::default() }).unwrap();
+    assert_eq!((Some(changed.network.labels), changed.network.mtu), (labels, 1400));
+}
