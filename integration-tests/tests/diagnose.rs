@@ -118,21 +118,31 @@ fn what_is_degraded_is_found() {
 fn a_trace_leaves_nothing_and_touches_nothing_of_others() {
     let mut host = TestHost::new();
     host.ok("network create lan --mode nat --ipv4 10.61.0.1/24");
-    let (tap, mac) = host.port("lan", "web");
+    let (tap, mac) = host.port_with("lan", "web", &["10.61.0.11"]);
     let _guest = Guest::plug(&host.netns, &tap, &mac);
     let tables = || host_tables(&host);
     assert!(!tables().contains("kvmctl_trace"));
     host.ok("why web 10.99.0.1 --trace 1");
     assert!(!tables().contains("kvmctl_trace"));
 
-    // Only root and the port's owner may watch.
-    let mut command = std::process::Command::new("setpriv");
-    command.args(["--reuid", &VMD_UID.to_string(), "--regid", &VMD_UID.to_string(), "--clear-groups"]);
-    command.args([&host.path("kvmctl"), "--netd", &host.netd_address(), "why", "web", "10.99.0.1"]);
-    let as_other = integration_tests::netns::output(&mut command);
-    assert!(as_other.status.success(), "{as_other:?}");
-    let as_other = integration_tests::netns::output(command.args(["--trace", "1"]));
-    assert!(String::from_utf8_lossy(&as_other.stderr).contains("belongs to uid 0"), "{as_other:?}");
+    // Only root and the port's owner may watch, and the owner no packets of another's address.
+    let as_other = |arguments: &str| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid", &VMD_UID.to_string(), "--regid", &VMD_UID.to_string(), "--clear-groups"]);
+        command.args([&host.path("kvmctl"), "--netd", &host.netd_address()]).args(arguments.split(' '));
+        let output = integration_tests::netns::output(&mut command);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(as_other("why web 10.99.0.1").0, Some(0));
+    let (_, words) = as_other("why web 10.99.0.1 --trace 1");
+    assert!(words.contains("belongs to uid 0"), "{words}");
+    let (code, words) = as_other("port create lan own --ip 10.61.0.12");
+    assert_eq!(code, Some(0), "{words}");
+    let (_, words) = as_other("why own 10.99.0.1 --trace 1");
+    assert!(!words.contains("rror"), "{words}");
+    let (code, words) = as_other("why own 10.99.0.1 --source 10.61.0.11 --trace 1");
+    assert_eq!(code, Some(1), "{words}");
+    assert!(words.contains("10.61.0.11 is not known to be an address of port `own`"), "{words}");
 
     // What a netd that was killed in the middle leaves, the next one removes, and nothing else.
     let shown: Value =

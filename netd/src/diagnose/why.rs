@@ -16,6 +16,7 @@ use crate::{
     model::{IfName, Mode, Network, Port},
     plan,
 };
+use shared::fault::{Fault, Kind};
 use std::net::IpAddr;
 use story::Story;
 
@@ -85,6 +86,34 @@ impl Question {
         };
         let tap = self.outward.then(|| self.port.tap.clone());
         TraceFlow { tap, source, destination, protocol, port }
+    }
+
+    /// Checks that a user may watch these packets: root may, and the port's owner those of the port's own addresses.
+    /// A trace tells IP packets of one guest from those of another by nothing else.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED.
+    pub fn may_watch(&self, facts: &Facts, uid: u32) -> Result<(), Fault> {
+        let owner = self.port.owner;
+        let denied = |reason: &str, message: String| Fault::new(Kind::PermissionDenied, reason, message);
+        if uid == 0 {
+            return Ok(());
+        }
+        if uid != owner {
+            let message = format!("the port belongs to uid {owner}, and the caller is uid {uid}");
+            return Err(denied("NOT_OWNER", message)
+                .hint("only its owner and root may watch its packets: leave --trace out"));
+        }
+        let recorded = self.port.addresses().any(|known| known == self.guest.0);
+        // Without a filter a guest is seen with whatever address it likes.
+        let others = || facts.desired.ports.values().any(|p| p.owner != owner && facts.has(p, self.guest.0));
+        if !recorded && (!facts.has(&self.port, self.guest.0) || others()) {
+            let message =
+                format!("{} is not known to be an address of port `{}` alone", self.guest.0, self.port.name);
+            return Err(denied("NOT_ITS_ADDRESS", message)
+                .hint("only root may watch packets of other addresses: leave --source or --trace out"));
+        }
+        Ok(())
     }
 
     fn end(&self) -> End<'_> {

@@ -281,6 +281,43 @@ fn a_network_without_a_gateway_has_no_way_out() {
 }
 
 #[test]
+fn packets_are_watched_by_root_and_by_the_owner_of_their_address() {
+    let mut facts = healthy();
+    let mut own = port("lan", "own", Some("10.61.0.3"), None);
+    own.owner = 1000;
+    facts.desired.ports.insert(own.key(), own);
+    facts.seen.insert(name("kvp-own"), ["10.61.0.9".parse().unwrap()].into());
+    let may = |facts: &Facts, source: Option<&str>, outward: bool, uid: u32| {
+        let source = source.map(|source| source.parse().unwrap());
+        let asked = Asked { source, outward, ..asked("own", "192.0.2.1") };
+        let result = why::resolve(facts, &asked).expect("question").may_watch(facts, uid);
+        result.map_err(|fault| {
+            assert_eq!(fault.kind(), Kind::PermissionDenied);
+            assert!(!fault.hints().is_empty());
+            fault.reason().to_owned()
+        })
+    };
+    for outward in [true, false] {
+        for source in [None, Some("10.61.0.3"), Some("10.61.0.9")] {
+            assert_eq!(may(&facts, source, outward, 1000), Ok(()));
+            assert_eq!(may(&facts, source, outward, 1001), Err("NOT_OWNER".to_owned()));
+        }
+        // The address of another's guest.
+        assert_eq!(may(&facts, Some("10.61.0.2"), outward, 1000), Err("NOT_ITS_ADDRESS".to_owned()));
+        assert_eq!(may(&facts, Some("10.61.0.2"), outward, 0), Ok(()));
+    }
+    // Nor one that its own guest took from there.
+    facts.seen.insert(name("kvp-own"), ["10.61.0.2".parse().unwrap()].into());
+    assert_eq!(may(&facts, Some("10.61.0.2"), true, 1000), Err("NOT_ITS_ADDRESS".to_owned()));
+    // An address that is only assumed may be anyone's.
+    let mut unknown = port("lan", "own", None, None);
+    unknown.owner = 1000;
+    facts.desired.ports.insert(unknown.key(), unknown);
+    facts.seen.clear();
+    assert_eq!(may(&facts, None, true, 1000), Err("NOT_ITS_ADDRESS".to_owned()));
+}
+
+#[test]
 fn names_lead_to_ports_and_addresses() {
     let mut facts = healthy();
     facts.add(network("in", "isolated", None, None));
