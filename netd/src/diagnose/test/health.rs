@@ -318,6 +318,27 @@ fn packets_are_watched_by_root_and_by_the_owner_of_their_address() {
 }
 
 #[test]
+fn a_label_is_no_way_to_take_anothers_name() {
+    let mut facts = healthy();
+    let mut label = port("lan", "trap", Some("10.61.0.66"), Some("web"));
+    facts.desired.ports.insert(label.key(), label.clone());
+    let resolve = |facts: &Facts, asked: &Asked| why::resolve(facts, asked);
+    let question = resolve(&facts, &asked("web", "192.0.2.1")).expect("question");
+    assert_eq!(question.port.name.as_str(), "trap", "one owner's machine is meant before its port");
+    label.owner = 1000;
+    facts.desired.ports.insert(label.key(), label);
+    for asked in [asked("web", "192.0.2.1"), asked("trap", "web")] {
+        let fault = resolve(&facts, &asked).unwrap_err();
+        assert_eq!(fault.reason(), "AMBIGUOUS_PORT");
+        let hints = fault.hints().join(" ");
+        assert!(
+            hints.contains("web on lan of uid 0") && hints.contains("trap on lan of uid 1000"),
+            "{hints}"
+        );
+    }
+}
+
+#[test]
 fn names_lead_to_ports_and_addresses() {
     let mut facts = healthy();
     facts.add(network("in", "isolated", None, None));

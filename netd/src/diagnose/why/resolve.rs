@@ -32,15 +32,32 @@ pub struct Asked {
 /// The label that vmd puts on its ports.
 const LABEL: &str = "vm";
 
-/// All ports that a name means: those of a machine, else those of that name.
-fn ports<'a>(desired: &'a Desired, vm: &Name, network: Option<&Name>) -> Vec<&'a Port> {
+/// All ports that a name means: those of a machine, else those of that name. Anyone may put the label on a port of
+/// their own, so nothing is chosen between owners.
+///
+/// # Errors
+/// INVALID_ARGUMENT if they are of several owners.
+fn ports<'a>(desired: &'a Desired, vm: &Name, network: Option<&Name>) -> Result<Vec<&'a Port>, Fault> {
     let of_network = || {
         let ports = desired.ports.values().filter(|port| !port.deleting);
         ports.filter(|port| network.is_none_or(|network| port.network == *network))
     };
     let resource = format!("vms/{vm}");
-    let labelled: Vec<_> = of_network().filter(|p| p.labels.get(LABEL) == Some(&resource)).collect();
-    if labelled.is_empty() { of_network().filter(|port| port.name == *vm).collect() } else { labelled }
+    let is_labelled = |port: &Port| port.labels.get(LABEL) == Some(&resource);
+    let all: Vec<_> = of_network().filter(|port| is_labelled(port) || port.name == *vm).collect();
+    if all.iter().any(|port| port.owner != all[0].owner) {
+        let names: Vec<_> =
+            all.iter().map(|p| format!("{} on {} of uid {}", p.name, p.network, p.owner)).collect();
+        return Err(ambiguous(format!("`{vm}` means ports of several owners"))
+            .hint(format!("they are {}", names.join(", ")))
+            .hint("name the port itself, choose the network, or write an address for the other end"));
+    }
+    let labelled: Vec<_> = all.iter().copied().filter(|port| is_labelled(port)).collect();
+    Ok(if labelled.is_empty() { all } else { labelled })
+}
+
+fn ambiguous(message: String) -> Fault {
+    Fault::new(Kind::InvalidArgument, "AMBIGUOUS_PORT", message)
 }
 
 /// Finds port, network and addresses.
@@ -51,7 +68,7 @@ pub fn resolve(facts: &Facts, asked: &Asked) -> Result<Question, Fault> {
     let invalid = |reason: &str, message: String| Fault::new(Kind::InvalidArgument, reason, message);
     let desired = &facts.desired;
     let vm = &asked.vm;
-    let found = ports(desired, vm, asked.network.as_ref());
+    let found = ports(desired, vm, asked.network.as_ref())?;
     let port = match found.as_slice() {
         [] => {
             let on = asked.network.as_ref().map(|n| format!(" on network `{n}`")).unwrap_or_default();
@@ -61,7 +78,7 @@ pub fn resolve(facts: &Facts, asked: &Asked) -> Result<Question, Fault> {
         [port] => *port,
         several => {
             let names: Vec<_> = several.iter().map(|p| format!("{} on {}", p.name, p.network)).collect();
-            return Err(invalid("AMBIGUOUS_PORT", format!("`{vm}` has several ports: {}", names.join(", ")))
+            return Err(ambiguous(format!("`{vm}` has several ports: {}", names.join(", ")))
                 .hint("choose one with --network, or name the port itself"));
         }
     };
@@ -112,7 +129,7 @@ pub fn resolve(facts: &Facts, asked: &Asked) -> Result<Question, Fault> {
 
 /// The address of another machine.
 fn address_of(facts: &Facts, name: &Name, v4: bool) -> Result<IpAddr, Fault> {
-    let ports = ports(&facts.desired, name, None);
+    let ports = ports(&facts.desired, name, None)?;
     if ports.is_empty() {
         return Err(Fault::new(
             Kind::NotFound,
