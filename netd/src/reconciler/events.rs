@@ -88,7 +88,7 @@ impl Events {
         let log = self.log();
         let oldest = log.kept.front().map_or(log.next, |oldest| oldest.revision);
         // With fewer than are kept, none has gone yet.
-        let gone = since > 0 && since + 1 < oldest && log.kept.len() >= KEPT;
+        let gone = since > 0 && since.saturating_add(1) < oldest && log.kept.len() >= KEPT;
         if gone || since >= log.next {
             return Err(Fault::new(
                 Kind::FailedPrecondition,
@@ -173,6 +173,7 @@ mod test {
         assert_eq!(seen, [2, 3, 4]);
         assert!(events.watch(0).unwrap().kept.is_empty(), "only what comes");
         assert_eq!(events.watch(9).unwrap_err().reason(), "EVENTS_GONE", "a revision that never was");
+        assert_eq!(events.watch(i64::MAX).unwrap_err().reason(), "EVENTS_GONE");
         full(&events, KEPT);
         assert_eq!(events.watch(1).unwrap_err().reason(), "EVENTS_GONE");
         assert!(events.watch(4).is_ok());

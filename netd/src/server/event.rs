@@ -41,7 +41,7 @@ impl<K: Kernel> wire::event_service_server::EventService for Service<K> {
                     .cause(&e)
             })?,
         };
-        let events = self.reconciler.events(after, size);
+        let events = self.reconciler.events(revision(after)?, size);
         let last = events.last().filter(|_| events.len() == size);
         let next_page_token = last.map_or_else(String::new, |last| last.revision.to_string());
         let events = events.into_iter().map(convert::event).collect();
@@ -52,7 +52,8 @@ impl<K: Kernel> wire::event_service_server::EventService for Service<K> {
         &self,
         request: Request<wire::WatchEventsRequest>,
     ) -> Result<Response<Events>, Status> {
-        let watch = self.reconciler.watch_events(request.into_inner().since_revision)?;
+        let since = revision(request.into_inner().since_revision)?;
+        let watch = self.reconciler.watch_events(since)?;
         let news = BroadcastStream::new(watch.news).map(|event| match event {
             Ok(event) => Ok(convert::event(event)),
             Err(BroadcastStreamRecvError::Lagged(_)) => {
@@ -64,5 +65,27 @@ impl<K: Kernel> wire::event_service_server::EventService for Service<K> {
         let kept = futures_util::stream::iter(watch.kept.into_iter().map(|event| Ok(convert::event(event))));
         let stop = self.stop.clone();
         Ok(Response::new(kept.chain(news).take_until(stop.cancelled_owned()).boxed()))
+    }
+}
+
+fn revision(asked: i64) -> Result<i64, Fault> {
+    if asked >= 0 {
+        return Ok(asked);
+    }
+    Err(Fault::new(Kind::InvalidArgument, "INVALID_REVISION", "the revision is negative")
+        .hint("that of an event, or 0"))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn revisions_are_not_negative() {
+        assert_eq!(revision(0).unwrap(), 0);
+        assert_eq!(revision(i64::MAX).unwrap(), i64::MAX);
+        for bad in [-1, i64::MIN] {
+            assert_eq!(revision(bad).unwrap_err().kind(), Kind::InvalidArgument);
+        }
     }
 }
