@@ -32,7 +32,7 @@ pub fn asked(request: wire::ExplainRequest) -> Result<(Asked, Option<Duration>),
     };
     let source = match request.source.as_str() {
         "" => None,
-        text => Some(text.parse::<IpAddr>().map_err(|_| no_address("the source", text))?),
+        text => Some(text.parse::<IpAddr>().map_err(|_| no_address("the source", text))?.to_canonical()),
     };
     let protocol = match request.protocol() {
         wire::PacketProtocol::Unspecified | wire::PacketProtocol::Tcp => Protocol::Tcp,
@@ -153,6 +153,8 @@ mod test {
         assert_eq!(with(|r| r.port = 80).unwrap().0.port, Some(80));
         assert_eq!(with(|r| r.trace_seconds = 60).unwrap().1, Some(Duration::from_secs(60)));
         assert_eq!(with(|_| ()).unwrap().1, None);
+        let mapped = with(|r| r.source = "::ffff:192.0.2.9".into()).unwrap().0;
+        assert_eq!(mapped.source, Some("192.0.2.9".parse().unwrap()));
         assert!(with(|r| r.port = 65_536).is_err());
         assert!(with(|r| r.trace_seconds = 61).is_err());
         assert!(with(|r| r.source = "web".into()).is_err());
