@@ -414,7 +414,7 @@ impl Kernel for LinuxKernel {
     }
 
     async fn listeners(&self, protocol: Protocol, port: u16) -> Result<Vec<Listener>, Fault> {
-        socket::listeners(protocol, port)
+        socket::listeners(protocol, port).await
     }
 
     async fn traffic(&self) -> Result<Traffic, Fault> {

@@ -6,9 +6,9 @@ use shared::{
     name::printable,
 };
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
@@ -25,11 +25,18 @@ pub struct Listener {
 const TCP_LISTEN: &str = "0A";
 const UDP_OPEN: &str = "07";
 
-/// The sockets that take new flows to a port, in the network namespace of the calling thread.
+/// The sockets that take new flows to a port, in the network namespace of the calling thread. Whoever opens many of
+/// them, or many files, makes it slow: it is done apart from what answers requests.
 ///
 /// # Errors
 /// INTERNAL if /proc cannot be read.
-pub fn listeners(protocol: Protocol, port: u16) -> Result<Vec<Listener>, Fault> {
+pub async fn listeners(protocol: Protocol, port: u16) -> Result<Vec<Listener>, Fault> {
+    tokio::task::spawn_blocking(move || find(protocol, port)).await.map_err(|error| {
+        Fault::internal("the look for listening programs ended with a defect").cause(&error)
+    })?
+}
+
+fn find(protocol: Protocol, port: u16) -> Result<Vec<Listener>, Fault> {
     let (files, state) = match protocol {
         Protocol::Tcp => (["tcp", "tcp6"], TCP_LISTEN),
         Protocol::Udp => (["udp", "udp6"], UDP_OPEN),
@@ -48,7 +55,9 @@ pub fn listeners(protocol: Protocol, port: u16) -> Result<Vec<Listener>, Fault> 
         };
         found.extend(text.lines().filter_map(|line| parse(line, port, state)));
     }
-    Ok(found.into_iter().map(|(address, inode)| Listener { address, program: program(inode) }).collect())
+    let programs = programs(found.iter().map(|(_, inode)| *inode).collect());
+    let listener = |(address, inode)| Listener { address, program: programs.get(&inode).cloned() };
+    Ok(found.into_iter().map(listener).collect())
 }
 
 /// Address and inode of a line about a socket in that state at that port.
@@ -74,23 +83,32 @@ fn parse_address(hex: &str) -> Option<IpAddr> {
     }
 }
 
-/// Name and id of a process that has the socket open; only root sees those of others.
-fn program(inode: u64) -> Option<String> {
-    let socket = format!("socket:[{inode}]");
-    let holds = |process: &Path| {
-        fs::read_dir(process.join("fd")).into_iter().flatten().flatten().any(|descriptor| {
-            fs::read_link(descriptor.path()).is_ok_and(|to| to.as_os_str().as_bytes() == socket.as_bytes())
-        })
-    };
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    processes.into_iter().find_map(|entry| {
-        let id: u32 = entry.file_name().to_str()?.parse().ok()?;
-        if !holds(&entry.path()) {
-            return None;
+/// Name and id of a process that has each socket open, by one walk over all; only root sees those of others.
+fn programs(mut sockets: BTreeSet<u64>) -> BTreeMap<u64, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        if sockets.is_empty() {
+            break;
         }
-        let name = fs::read_to_string(entry.path().join("comm")).ok()?;
-        Some(format!("`{}` (process {id})", printable(name.trim_end())))
-    })
+        let Some(id) = entry.file_name().to_str().and_then(|id| id.parse::<u32>().ok()) else { continue };
+        let process = entry.path();
+        let descriptors = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        let inodes = descriptors.filter_map(|descriptor| inode(&fs::read_link(descriptor.path()).ok()?));
+        let held: Vec<_> = inodes.filter(|inode| sockets.remove(inode)).collect();
+        if held.is_empty() {
+            continue;
+        }
+        // It may have ended since.
+        let Ok(name) = fs::read_to_string(process.join("comm")) else { continue };
+        let program = format!("`{}` (process {id})", printable(name.trim_end()));
+        found.extend(held.into_iter().map(|inode| (inode, program.clone())));
+    }
+    found
+}
+
+/// The inode of what a descriptor leads to, if that is a socket.
+fn inode(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 #[cfg(test)]
@@ -104,7 +122,7 @@ mod test {
         let udp = UdpSocket::bind("[::1]:0").unwrap();
         let connected = UdpSocket::bind("127.0.0.1:0").unwrap();
         connected.connect("127.0.0.1:9").unwrap();
-        let find = |protocol, at: SocketAddr| listeners(protocol, at.port()).unwrap();
+        let find = |protocol, at: SocketAddr| find(protocol, at.port()).unwrap();
         let own = format!("(process {})", std::process::id());
         for (protocol, at) in
             [(Protocol::Tcp, tcp.local_addr().unwrap()), (Protocol::Udp, udp.local_addr().unwrap())]
@@ -118,6 +136,21 @@ mod test {
         let gone = tcp.local_addr().unwrap();
         drop(tcp);
         assert_eq!(find(Protocol::Tcp, gone), []);
+    }
+
+    #[test]
+    fn all_sockets_of_a_port_are_found_with_their_program() {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        // The port may be another program's at some of these.
+        let more: Vec<_> = (2..40)
+            .filter_map(|host| TcpListener::bind((Ipv4Addr::new(127, 0, 0, host), port)).ok())
+            .collect();
+        let own = format!("(process {})", std::process::id());
+        let found = find(Protocol::Tcp, port).unwrap();
+        let ours =
+            found.iter().filter(|listener| listener.program.as_ref().is_some_and(|p| p.contains(&own)));
+        assert_eq!(ours.count(), more.len() + 1, "{found:?}");
     }
 
     #[test]
