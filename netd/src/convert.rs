@@ -17,6 +17,7 @@ use crate::{
     reconciler::{NetworkChange, NetworkView, NewNetwork, ServicesChange},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prost_types::FieldMask;
 use proto::netd::v1 as wire;
 use shared::{
     fault::{Fault, Kind},
@@ -24,7 +25,7 @@ use shared::{
     time::Timestamp,
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -32,6 +33,8 @@ use std::{
 const MOST_LABELS: usize = 64;
 /// Longest key or value of a label, bytes.
 const LONGEST_LABEL: usize = 256;
+/// Most fields that an update names; more than there are of any object.
+const MOST_PATHS: usize = 32;
 
 fn invalid(reason: &str, message: impl Into<String>) -> Fault {
     Fault::new(Kind::InvalidArgument, reason, message)
@@ -55,6 +58,21 @@ fn labels(labels: HashMap<String, String>) -> Result<BTreeMap<String, String>, F
         }
     }
     Ok(labels.into_iter().collect())
+}
+
+/// The fields that a request changes, each once. `example` is one of them.
+fn mask(mask: Option<FieldMask>, example: &str) -> Result<BTreeSet<String>, Fault> {
+    let paths = mask.unwrap_or_default().paths;
+    if paths.is_empty() {
+        return Err(
+            missing("update_mask").hint(format!("name the fields that are to change, such as {example}"))
+        );
+    }
+    if paths.len() > MOST_PATHS {
+        let message = format!("a mask of {} fields, and {MOST_PATHS} is the most", paths.len());
+        return Err(invalid("INVALID_MASK", message).hint("name each field once"));
+    }
+    Ok(paths.into_iter().collect())
 }
 
 /// Checks a request to create a network.
@@ -113,11 +131,7 @@ pub fn network_change(request: wire::UpdateNetworkRequest) -> Result<(Name, Netw
         generation: (request.expected_generation != 0).then_some(request.expected_generation),
         ..NetworkChange::default()
     };
-    let mask = request.update_mask.unwrap_or_default();
-    if mask.paths.is_empty() {
-        return Err(missing("update_mask").hint("name the fields that are to change, such as spec.mtu"));
-    }
-    for path in &mask.paths {
+    for path in mask(request.update_mask, "spec.mtu")? {
         match path.as_str() {
             "labels" => change.labels = Some(labels(network.labels.clone())?),
             "spec.ipv4_cidr" => change.ipv4 = Some(cidr4(&spec.ipv4_cidr)?),
@@ -329,6 +343,26 @@ mod test {
             assert_eq!(fault.kind(), Kind::InvalidArgument);
             assert!(!fault.hints().is_empty());
         }
+    }
+
+    #[test]
+    fn a_mask_has_few_fields_and_each_once() {
+        let of = |paths: &[&str]| {
+            let paths = paths.iter().map(ToString::to_string).collect();
+            mask(Some(FieldMask { paths }), "spec.mtu")
+        };
+        let once: Vec<_> = of(&["spec.mtu", "labels", "spec.mtu"]).unwrap().into_iter().collect();
+        assert_eq!(once, ["labels", "spec.mtu"]);
+        assert!(of(&["labels"; 32]).is_ok());
+        assert_eq!(of(&["labels"; 33]).unwrap_err().reason(), "INVALID_MASK");
+        assert_eq!(of(&[]).unwrap_err().reason(), "MISSING_FIELD");
+        assert_eq!(mask(None, "spec.mtu").unwrap_err().reason(), "MISSING_FIELD");
+        let change = network_change(wire::UpdateNetworkRequest {
+            network: Some(wire::Network { name: "networks/lan".into(), ..Default::default() }),
+            update_mask: Some(FieldMask { paths: vec!["spec.services".into(); 32] }),
+            expected_generation: 0,
+        });
+        assert_eq!(change.unwrap().1.services.len(), 1);
     }
 
     #[test]

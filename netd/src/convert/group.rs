@@ -1,6 +1,6 @@
 //! Groups.
 
-use super::{invalid, labels, missing, time};
+use super::{invalid, labels, mask, missing, time};
 use crate::{
     model::{Allowance, Direction, GroupSpec, IpProtocol, Remote, Rule},
     reconciler::{GroupChange, GroupView, NewGroup},
@@ -49,11 +49,7 @@ pub fn group_change(request: wire::UpdateGroupRequest) -> Result<(Name, GroupCha
         generation: (request.expected_generation != 0).then_some(request.expected_generation),
         ..GroupChange::default()
     };
-    let mask = request.update_mask.unwrap_or_default();
-    if mask.paths.is_empty() {
-        return Err(missing("update_mask").hint("name the fields that are to change, such as spec.rules"));
-    }
-    for path in &mask.paths {
+    for path in mask(request.update_mask, "spec.rules")? {
         match path.as_str() {
             "labels" => change.labels = Some(labels(group.labels.clone())?),
             "spec.default_in" => change.deny_in = Some(denies(spec.default_in, Direction::In)?),

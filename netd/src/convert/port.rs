@@ -2,7 +2,7 @@
 
 use super::{
     group::{group_names, groups_of_port},
-    invalid, labels, missing, state, text, time,
+    invalid, labels, mask, missing, state, text, time,
 };
 use crate::{
     kernel::TapTraffic,
@@ -129,11 +129,7 @@ pub fn port_change(request: wire::UpdatePortRequest) -> Result<(PortKey, PortCha
         generation: (request.expected_generation != 0).then_some(request.expected_generation),
         ..PortChange::default()
     };
-    let mask = request.update_mask.unwrap_or_default();
-    if mask.paths.is_empty() {
-        return Err(missing("update_mask").hint("name the fields that are to change, such as spec.filter"));
-    }
-    for path in &mask.paths {
+    for path in mask(request.update_mask, "spec.filter")? {
         match path.as_str() {
             "labels" => change.labels = Some(labels(port.labels.clone())?),
             "spec.filter" => change.filter = Some(filter(&spec)),
