@@ -12,23 +12,32 @@ use shared::{
     socket::peer_of,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::sync::Mutex;
+use tokio::{
+    sync::{Mutex, Semaphore, SemaphorePermit},
+    time::timeout,
+};
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
 /// Ways out, then ways back: an answer of the kernel leads to one more question.
 const ROUNDS: usize = 2;
+/// Looks at the host at once: each runs programs and reads all rules of the host.
+const AT_ONCE: usize = 2;
+/// How long a request waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub struct Service<K> {
     reconciler: Reconciler<K>,
     /// Held by a trace: its tables are there once.
     tracing: Arc<Mutex<()>>,
+    /// Held by each look at the host.
+    turns: Semaphore,
 }
 
 impl<K: Kernel + Inspect> Service<K> {
     pub fn new(reconciler: Reconciler<K>) -> Self {
-        Self { reconciler, tracing: Arc::default() }
+        Self { reconciler, tracing: Arc::default(), turns: Semaphore::new(AT_ONCE) }
     }
 
     /// Watches real packets, to the end of the time even if the client goes away, so that nothing is left.
@@ -50,12 +59,26 @@ impl<K: Kernel + Inspect> Service<K> {
     }
 }
 
+/// Waits until there is room for one more look at the host.
+async fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Fault> {
+    match timeout(PATIENCE, turns.acquire()).await {
+        Ok(turn) => turn.map_err(|error| Fault::internal("no more looks at the host").cause(&error)),
+        Err(_) => Err(Fault::new(
+            Kind::ResourceExhausted,
+            "TOO_MANY_DIAGNOSES",
+            format!("others' diagnoses took all of the {} s that this one waited", PATIENCE.as_secs()),
+        )
+        .hint("try again, or end some of the `kvmctl doctor` and `kvmctl why` that are running")),
+    }
+}
+
 #[tonic::async_trait]
 impl<K: Kernel + Inspect> wire::diagnose_service_server::DiagnoseService for Service<K> {
     async fn diagnose(
         &self,
         _: Request<wire::DiagnoseRequest>,
     ) -> Result<Response<wire::DiagnoseResponse>, Status> {
+        let _turn = turn(&self.turns).await?;
         let facts = survey::all(&self.reconciler).await?;
         let findings = diagnose::diagnose(&facts).into_iter().map(convert::finding).collect();
         Ok(Response::new(wire::DiagnoseResponse { findings }))
@@ -67,6 +90,7 @@ impl<K: Kernel + Inspect> wire::diagnose_service_server::DiagnoseService for Ser
     ) -> Result<Response<wire::ExplainResponse>, Status> {
         let caller = peer_of(&request)?.uid;
         let (asked, trace) = convert::asked(request.into_inner())?;
+        let turn = turn(&self.turns).await?;
         let mut facts = survey::facts(&self.reconciler).await?;
         let question = why::resolve(&facts, &asked)?;
         if trace.is_some() {
@@ -77,10 +101,29 @@ impl<K: Kernel + Inspect> wire::diagnose_service_server::DiagnoseService for Ser
             survey::ask(self.reconciler.kernel(), &mut facts, queries).await?;
         }
         let steps = why::explain(&facts, &question);
+        drop(turn);
         let traced = match trace {
             Some(limit) => Some(self.trace(&question, limit).await?),
             None => None,
         };
         Ok(Response::new(convert::explanation(&question, steps, traced)))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_at_the_host_waits_for_its_turn_but_not_for_ever() {
+        let turns = Semaphore::new(AT_ONCE);
+        let first = turn(&turns).await.unwrap();
+        let _second = turn(&turns).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let fault = turn(&turns).await.unwrap_err();
+        assert_eq!((fault.kind(), begun.elapsed().as_secs()), (Kind::ResourceExhausted, 20));
+        assert!(!fault.hints().is_empty());
+        let (third, ()) = tokio::join!(turn(&turns), async { drop(first) });
+        assert!(third.is_ok());
     }
 }
