@@ -1,5 +1,6 @@
 //! `netd.v1.CaptureService`.
 
+use super::slots::{Full, Limits, Slots};
 use crate::{
     capture::{Bounds, Capture, End, LONGEST_SNAP, Piece, QUEUE},
     convert,
@@ -13,14 +14,14 @@ use shared::{
     fault::{Fault, Kind},
     socket::peer_of,
 };
-use std::{pin::Pin, sync::Arc, time::Duration};
-use tokio::sync::{Semaphore, mpsc};
+use std::{pin::Pin, time::Duration};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-/// Captures at once.
-const MOST: usize = 16;
+/// Captures at once: of all users, and of each but root.
+const MOST: Limits = Limits { all: 16, each: 4 };
 /// Bytes of a file: least, most, and where the client does not say.
 const LEAST_BYTES: u64 = 8192;
 const MOST_BYTES: u64 = 64 << 30;
@@ -35,12 +36,12 @@ type Chunks = Pin<Box<dyn Stream<Item = Result<wire::CaptureChunk, Status>> + Se
 pub struct Service<K> {
     reconciler: Reconciler<K>,
     stop: CancellationToken,
-    slots: Arc<Semaphore>,
+    slots: Slots,
 }
 
 impl<K: Kernel> Service<K> {
     pub fn new(reconciler: Reconciler<K>, stop: CancellationToken) -> Self {
-        Self { reconciler, stop, slots: Arc::new(Semaphore::new(MOST)) }
+        Self { reconciler, stop, slots: Slots::new(MOST) }
     }
 
     async fn open(&self, request: wire::CaptureRequest, caller: u32) -> Result<Chunks, Fault> {
@@ -48,9 +49,12 @@ impl<K: Kernel> Service<K> {
         let key = convert::port_key(&request.name)?;
         let port = self.reconciler.port(&key.0, &key.1)?.port;
         may_change(&port, caller)?;
-        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
-            Fault::new(Kind::ResourceExhausted, "TOO_MANY_CAPTURES", format!("{MOST} captures are running"))
-                .hint("end one of them first")
+        let slot = self.slots.take(caller).map_err(|full| {
+            let message = match full {
+                Full::All => format!("{} captures are running", MOST.all),
+                Full::Each => format!("{} captures of uid {caller} are running", MOST.each),
+            };
+            Fault::new(Kind::ResourceExhausted, "TOO_MANY_CAPTURES", message).hint("end one of them first")
         })?;
         let filter = request.filter.trim();
         let program = bpf::compile(filter, bounds.snap_length).await?;

@@ -8,6 +8,7 @@ mod group;
 mod host;
 mod network;
 mod port;
+mod slots;
 
 use crate::{
     kernel::{Inspect, Kernel},
