@@ -378,7 +378,7 @@ impl Unit {
             Ok(Exit::Code(code)) => fault.meta("exit_code", code),
             _ => fault,
         }
-        .hint("if another program serves DNS or DHCP on this host, let it listen on its own interfaces only; or create the network with --dhcp off")
+        .hint(advice(&words))
     }
 
     /// Ends it and removes its files. `network` is the record as it is now; its cell may have gone from it.
@@ -398,5 +398,25 @@ impl Unit {
             self.kernel.apply(&Action::DeleteLink(name.clone())).await?;
         }
         Ok(())
+    }
+}
+
+/// What to do next, by dnsmasq's own last words.
+fn advice(words: &str) -> &'static str {
+    if words.contains("inotify") {
+        return "raise `fs.inotify.max_user_instances` (sysctl): the dnsmasq of each network takes one of its user's; or create the network with --dhcp off";
+    }
+    "if another program serves DNS or DHCP on this host, let it listen on its own interfaces only; or create the network with --dhcp off"
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_advice_is_about_what_dnsmasq_said() {
+        let full = advice("dnsmasq: failed to create inotify: Too many open files");
+        assert!(full.contains("fs.inotify.max_user_instances") && !full.contains("another program"));
+        assert!(advice("dnsmasq: failed to create listening socket: in use").contains("another program"));
     }
 }
