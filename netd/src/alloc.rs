@@ -24,6 +24,9 @@ use uuid::Uuid;
 /// MTU of Ethernet without jumbo frames, bytes.
 const ETHERNET_MTU: u32 = 1500;
 
+/// Greatest MTU of a tap, bytes: the kernel's greatest packet with its Ethernet header.
+pub const MOST_MTU: u32 = 65_535 - 14;
+
 /// Least MTU of a link that carries IPv6, bytes.
 const LEAST_MTU6: u32 = 1280;
 
@@ -266,7 +269,7 @@ pub fn footing(network: &Name, uid: Uuid, spec: &NetworkSpec, observed: &Observe
         if link.kind == LinkKind::Loopback {
             return Err(unfit(uplink, "is the loopback device").hint("name the interface that leads outside"));
         }
-        let mtu = spec.mtu.unwrap_or(link.mtu);
+        let mtu = spec.mtu.unwrap_or(link.mtu.min(MOST_MTU));
         return Ok(Footing { bridge, mac: fresh_mac(), mtu, takeover: None });
     }
     let takeover = take_over(uplink, link)?;
@@ -312,7 +315,7 @@ fn mtu(asked: Option<u32>, most: u32, of: &IfName) -> Result<u32, Fault> {
         )
         .hint(format!("raise the MTU of `{of}` first, or leave --mtu out"))),
         Some(mtu) => Ok(mtu),
-        None => Ok(most),
+        None => Ok(most.min(MOST_MTU)),
     }
 }
 

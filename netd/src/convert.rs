@@ -12,7 +12,7 @@ pub use port::{Seen, new_port, port, port_change, port_key};
 pub use service::lease;
 
 use crate::{
-    alloc,
+    alloc::{self, MOST_MTU},
     model::{Event, EventKind, IfName, Mode, NetworkSpec, State},
     reconciler::{NetworkChange, NetworkView, NewNetwork, ServicesChange},
 };
@@ -33,6 +33,8 @@ use std::{
 const MOST_LABELS: usize = 64;
 /// Longest key or value of a label, bytes.
 const LONGEST_LABEL: usize = 256;
+/// Least MTU of IPv4, bytes.
+const LEAST_MTU: u32 = 68;
 /// Most fields that an update names; more than there are of any object.
 const MOST_PATHS: usize = 32;
 
@@ -116,9 +118,9 @@ fn interface(text: &str) -> Result<Option<IfName>, Fault> {
 fn mtu(mtu: u32) -> Result<Option<u32>, Fault> {
     match mtu {
         0 => Ok(None),
-        68..=65535 => Ok(Some(mtu)),
+        LEAST_MTU..=MOST_MTU => Ok(Some(mtu)),
         mtu => Err(invalid("INVALID_MTU", format!("an MTU of {mtu} bytes is not possible"))
-            .hint("from 68 to 65535; 1500 is usual")),
+            .hint(format!("from {LEAST_MTU} to {MOST_MTU}, the most of a tap; 1500 is usual"))),
     }
 }
 
@@ -363,6 +365,17 @@ mod test {
             expected_generation: 0,
         });
         assert_eq!(change.unwrap().1.services.len(), 1);
+    }
+
+    #[test]
+    fn an_mtu_fits_a_tap() {
+        assert_eq!(mtu(0).unwrap(), None);
+        for good in [68, 1500, 65_521] {
+            assert_eq!(mtu(good).unwrap(), Some(good));
+        }
+        for bad in [1, 67, 65_522, 65_535, u32::MAX] {
+            assert!(!mtu(bad).unwrap_err().hints().is_empty(), "{bad}");
+        }
     }
 
     #[test]

@@ -81,8 +81,8 @@ pub struct CreateNetwork {
     /// bridged: the NIC that joins a new bridge; nat and routed: the only way out for guests
     #[arg(long, value_name = "IF")]
     pub uplink: Option<String>,
-    /// Bytes, 68 to 65535; the uplink's, else 1500
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65535))]
+    /// Bytes, 68 to 65521; the uplink's, else 1500
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65521))]
     pub mtu: Option<u32>,
     /// DHCP, DNS and router advertisements for guests; on for nat and routed, off for isolated if not given
     #[arg(long, value_enum)]
@@ -112,8 +112,8 @@ pub struct UpdateNetwork {
     /// The host's IPv6 address and prefix there, if the network has none yet
     #[arg(long, value_name = "CIDR")]
     pub ipv6: Option<String>,
-    /// Bytes, 68 to 65535; guests learn it when they next ask
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65535))]
+    /// Bytes, 68 to 65521; guests learn it when they next ask
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(68..=65521))]
     pub mtu: Option<u32>,
     /// nat and routed: the only way out for guests
     #[arg(long, value_name = "IF", conflicts_with = "any_uplink")]

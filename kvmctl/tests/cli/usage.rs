@@ -16,7 +16,7 @@ fn wrong_usage_is_code_2_and_says_why() {
         ("network create lan", "--mode"),
         ("network create lan --mode bridge", "bridged"),
         ("network create LAN --mode nat", "not a valid name"),
-        ("network create lan --mode nat --mtu 5", "68..=65535"),
+        ("network create lan --mode nat --mtu 5", "68..=65521"),
         ("network list -o xml", "json"),
         ("network list --netd /run/x", "hint: write unix:///path/to/socket"),
         ("port create lan web --mac 01:00:00:00:00:00", "group address"),

@@ -308,6 +308,8 @@ fn a_nic_gives_its_mac_mtu_addresses_and_routes() {
 fn the_mtu_fits_what_it_stands_on() {
     let host = observed(|host| {
         host.add_link(&link("br0"), LinkKind::Bridge).mtu = 1400;
+        host.add_link(&link("br1"), LinkKind::Bridge).mtu = 65_535;
+        host.add_link(&link("big"), LinkKind::Nic).mtu = 65_535;
         host.link("eth0").mtu = 9000;
     });
     let mtu = |spec: NetworkSpec| stand(&spec, &host).map(|footing| footing.mtu);
@@ -319,6 +321,9 @@ fn the_mtu_fits_what_it_stands_on() {
     assert_eq!((fault.kind(), fault.reason()), (Kind::FailedPrecondition, "MTU_TOO_LARGE"));
     assert!(fault.to_string().contains("`br0`") && fault.to_string().contains("1400"), "{fault}");
     assert_eq!(mtu(NetworkSpec { uplink: Some(link("eth0")), ..spec(Mode::Nat) }).unwrap(), 9000);
+    // No tap takes as much as these.
+    assert_eq!(mtu(on_bridge("br1")).unwrap(), 65_521);
+    assert_eq!(mtu(NetworkSpec { uplink: Some(link("big")), ..spec(Mode::Nat) }).unwrap(), 65_521);
 }
 
 #[test]
