@@ -20,7 +20,7 @@ guest: ## Build the test guest's kernel and initramfs into target/guest
 lint: ## Check formatting, clippy, licences and sources of crates
 	@integration-tests/lint.sh
 
-test: ## Run all checks and tests (as root; about ten minutes)
+test: ## Run all checks and tests (as root; about fifteen minutes)
 	@integration-tests/run-tests.sh
 
 demo: build guest ## Show the four networks with real guests, in namespaces (as root; half a minute)

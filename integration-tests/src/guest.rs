@@ -51,19 +51,19 @@ impl Guest {
         Self { netns, stop, pump: Some(pump) }
     }
 
-    /// Gives eth0 addresses, usable at once.
+    /// Gives eth0 addresses, usable at once; it may have formed one of them by itself.
     pub fn addresses(&self, addresses: &[&str]) {
         for address in addresses {
             let nodad = if address.contains(':') { "nodad" } else { "" };
-            self.netns.sh(&format!("ip address add {address} dev eth0 {nodad}"));
+            self.netns.sh(&format!("ip address replace {address} dev eth0 {nodad}"));
         }
     }
 
-    /// Makes these the gateways, whether or not they are in a subnet of the guest.
+    /// Makes these the gateways, whether or not they are in a subnet of the guest, in place of one that it has heard of.
     pub fn gateways(&self, gateways: &[&str]) {
         for gateway in gateways {
             let family = if gateway.contains(':') { "-6" } else { "-4" };
-            self.netns.sh(&format!("ip {family} route add default via {gateway} dev eth0 onlink"));
+            self.netns.sh(&format!("ip {family} route replace default via {gateway} dev eth0 onlink"));
         }
     }
 }
