@@ -373,6 +373,16 @@ impl<K: Kernel> Reconciler<K> {
     }
 }
 
+/// Whether an object is still the one that the client has seen; `None`: whatever it is.
+fn check_generation(what: &str, asked: Option<i64>, is: i64) -> Result<(), Fault> {
+    if asked.is_none_or(|asked| asked == is) {
+        return Ok(());
+    }
+    let message = format!("somebody else changed the {what}: its generation is {is}");
+    Err(Fault::new(Kind::Aborted, "OTHER_GENERATION", message)
+        .hint("look at it again, then repeat the change"))
+}
+
 /// The error of a plan that is not empty after it was carried out.
 fn not_converged(resource: &str, first: &Action) -> Fault {
     Fault::new(

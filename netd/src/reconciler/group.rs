@@ -1,6 +1,6 @@
 //! Creating, changing and deleting groups.
 
-use super::{Reconciler, Writer, not_converged};
+use super::{Reconciler, Writer, check_generation, not_converged};
 use crate::{
     kernel::{Element, Kernel, Scope},
     model::{Group, GroupSpec, Port, Rule},
@@ -121,14 +121,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn update_group_locked(&self, name: &Name, change: GroupChange) -> Result<GroupView, Fault> {
         let mut writer = self.lock().await;
         let old = self.group(name)?.group;
-        if change.generation.is_some_and(|generation| generation != old.generation) {
-            return Err(Fault::new(
-                Kind::Aborted,
-                "OTHER_GENERATION",
-                format!("somebody else changed the group: its generation is {}", old.generation),
-            )
-            .hint("look at it again, then repeat the change"));
-        }
+        check_generation("group", change.generation, old.generation)?;
         let rules = match change.rules {
             Some(rules) => with_ids(rules, &old.rules)?,
             None => old.rules.clone(),

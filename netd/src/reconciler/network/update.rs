@@ -5,7 +5,7 @@ use crate::{
     alloc,
     kernel::{Kernel, Observed, Scope},
     model::{Domain, IfName, Network, NetworkSpec, Port, Reservation, ServicesSpec},
-    reconciler::{NETWORK, PORT, Reconciler, Writer, converge::ports_of, not_converged},
+    reconciler::{NETWORK, PORT, Reconciler, Writer, check_generation, converge::ports_of, not_converged},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use shared::{
@@ -99,14 +99,7 @@ impl<K: Kernel> Reconciler<K> {
         if network.deleting {
             return Err(Fault::new(Kind::Aborted, "DELETING", "the network is being deleted"));
         }
-        if change.generation.is_some_and(|generation| generation != network.generation) {
-            return Err(Fault::new(
-                Kind::Aborted,
-                "OTHER_GENERATION",
-                format!("somebody else changed the network: its generation is {}", network.generation),
-            )
-            .hint("look at it again, then repeat the change"));
-        }
+        check_generation("network", change.generation, network.generation)?;
         let spec = change.spec(&network.spec);
         let labels = change.labels.clone().unwrap_or_else(|| network.labels.clone());
         if spec == network.spec && labels == network.labels {

@@ -6,7 +6,7 @@ use crate::{
     kernel::Kernel,
     model::{Network, Port, PortKey, PortSpec, Rate},
     plan::check_allows,
-    reconciler::{Reconciler, Writer, converge::ports_of},
+    reconciler::{Reconciler, Writer, check_generation, converge::ports_of},
 };
 use shared::{
     fault::{Fault, Kind},
@@ -87,14 +87,7 @@ impl<K: Kernel> Reconciler<K> {
         if old.deleting {
             return Err(Fault::new(Kind::Aborted, "DELETING", "the port is being deleted"));
         }
-        if change.generation.is_some_and(|generation| generation != old.generation) {
-            return Err(Fault::new(
-                Kind::Aborted,
-                "OTHER_GENERATION",
-                format!("somebody else changed the port: its generation is {}", old.generation),
-            )
-            .hint("look at it again, then repeat the change"));
-        }
+        check_generation("port", change.generation, old.generation)?;
         let spec = change.spec(&old.spec);
         let labels = change.labels.clone().unwrap_or_else(|| old.labels.clone());
         if spec == old.spec && labels == old.labels {
