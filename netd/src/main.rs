@@ -14,6 +14,7 @@ use shared::{
     serve::serve,
     shutdown,
     socket::{Bound, group_id},
+    steps,
     store::Store,
     telemetry,
 };
@@ -66,6 +67,7 @@ async fn run(config: Config) -> Result<(), Fault> {
     watch::start(&changed)?;
     // Before anybody can ask for more: what was recorded is in force again.
     reconciler.converge().await?;
+    steps::serving();
     let bound = Bound::bind(&config.socket, group)?;
     tracing::info!(socket = %config.socket.display(), instance = reconciler.instance(), "netd is ready");
     let repair = tokio::spawn({

@@ -31,6 +31,7 @@ use events::{EVENT, Events};
 use shared::{
     fault::{Fault, Kind},
     name::Name,
+    steps,
     store::{Op, Store},
 };
 use std::{
@@ -166,7 +167,7 @@ impl<K: Kernel> Reconciler<K> {
         T: Send + 'static,
         F: Future<Output = Result<T, Fault>> + Send + 'static,
     {
-        tokio::spawn(work(self.clone()).in_current_span())
+        tokio::spawn(steps::change(work(self.clone())).in_current_span())
             .await
             .map_err(|error| Fault::internal("the change ended with a defect").cause(&error))?
     }

@@ -10,6 +10,7 @@ pub mod serve;
 pub mod shutdown;
 pub mod socket;
 mod status;
+pub mod steps;
 pub mod store;
 pub mod telemetry;
 pub mod time;

@@ -3,13 +3,17 @@
 //! A commit is durable when it returns (WAL, synchronous=FULL). SQLite is a blocking library, so one thread owns
 //! the connection and takes jobs in order.
 
-use crate::fault::{Fault, Kind};
+use crate::{
+    fault::{Fault, Kind},
+    steps,
+};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -130,9 +134,14 @@ impl Store {
     /// # Errors
     /// RESOURCE_EXHAUSTED if the disk is full, else FAILED_PRECONDITION. Nothing was changed.
     pub async fn commit(&self, ops: Vec<Op>) -> Result<(), Fault> {
+        let ops: Arc<[Op]> = ops.into();
+        steps::step(|| names(&ops), || self.carry_out(Arc::clone(&ops))).await
+    }
+
+    async fn carry_out(&self, ops: Arc<[Op]>) -> Result<(), Fault> {
         self.run(move |connection| {
             let transaction = connection.transaction()?;
-            for op in &ops {
+            for op in ops.iter() {
                 match &op.document {
                     Some(document) => transaction
                         .prepare_cached(
@@ -199,6 +208,15 @@ impl Store {
                 .hint(hint)
         })
     }
+}
+
+/// What a commit is about, for people.
+fn names(ops: &[Op]) -> String {
+    let name = |op: &Op| {
+        let verb = if op.document.is_some() { "put" } else { "delete" };
+        format!(" {verb} {}/{}", op.kind, op.id)
+    };
+    format!("commit{}", ops.iter().map(name).collect::<String>())
 }
 
 /// Only the last folder is private: those above it are other daemons' way to theirs.

@@ -8,7 +8,10 @@ use rtnetlink::{
     LinkUnspec, LinkVeth,
     packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
 };
-use shared::fault::{Fault, Kind};
+use shared::{
+    fault::{Fault, Kind},
+    steps,
+};
 use std::io;
 
 /// The link that leads out.
@@ -38,6 +41,7 @@ impl LinuxKernel {
         ]);
         let made = self.netlink.link().add(message).execute().await;
         made.map_err(|e| refused(format!("cannot create link `{name}`"), e))?;
+        steps::point(|| format!("after the creation of cell `{name}`"))?;
         for key in ["disable_ipv6", "addr_gen_mode"].map(|key| format!("net/ipv6/conf/{name}/{key}")) {
             if sysctl::read(&key)?.is_some() {
                 sysctl::write(&key, "1")?;
@@ -46,6 +50,7 @@ impl LinuxKernel {
         let index = self.index(name).await?;
         let alias = LinkUnspec::new_with_index(index).alias(&spec.outer.alias);
         self.set_link(name, alias, "mark").await?;
+        steps::point(|| format!("after the mark of `{name}`"))?;
         self.plug(&spec.outer).await?;
         self.set_link(name, LinkUnspec::new_with_index(index).up(), "bring up").await
     }

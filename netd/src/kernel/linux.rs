@@ -1,38 +1,33 @@
 //! The real kernel, by rtnetlink, nft, /dev/net/tun and /proc/sys.
 
+mod address;
 mod shaping;
 
 use super::{
     Action, BridgeProfile, Kernel, Link, LinkKind, Listener, Observed, Scope, TapSpec, Traffic,
     link::{self, RawLink},
     nft,
-    route::{address_message, is_local_route, multipath_links, parse_address, parse_routes, route_message},
+    route::{address_message, multipath_links, parse_address, parse_routes, route_message},
     ruleset, shape, socket, sysctl,
     tap::Tap,
 };
 use crate::{
-    model::{Address, IfName, LINK_GROUP, Protocol},
+    model::{IfName, LINK_GROUP, Protocol},
     plan,
 };
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::TryStreamExt as _;
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
-    packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
-        RouteNetlinkMessage,
         link::{BridgeStpState, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::RouteMessage,
+        neighbour::{NeighbourFlags, NeighbourState},
     },
 };
-use shared::fault::{Fault, Kind};
-use std::{
-    collections::BTreeMap,
-    io,
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
+use shared::{
+    fault::{Fault, Kind},
+    steps,
 };
+use std::{collections::BTreeMap, io, sync::Arc};
 use tokio::sync::Mutex;
 
 /// errno values that mean "it is as it should be already".
@@ -40,10 +35,6 @@ const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const EADDRNOTAVAIL: i32 = 99;
 const ESRCH: i32 = 3;
-
-/// How long the kernel may take to put an IPv6 address into use, and how often to look.
-const ADDRESS_LIMIT: Duration = Duration::from_secs(5);
-const ADDRESS_PAUSE: Duration = Duration::from_millis(1);
 
 /// The kernel of the network namespace that the process runs in.
 #[derive(Clone, Debug)]
@@ -191,10 +182,13 @@ impl LinuxKernel {
             .execute()
             .await
             .map_err(|e| refused(format!("cannot create bridge `{name}`"), e))?;
+        steps::point(|| format!("after the creation of bridge `{name}`"))?;
         set_profile(name, *profile)?;
+        steps::point(|| format!("after the profile of `{name}`"))?;
         // Given at creation, the MTU would not stop a port from changing it, and the alias would be ignored.
         let index = self.index(name).await?;
         self.set_link(name, LinkUnspec::new_with_index(index).mtu(*mtu), "set the MTU of").await?;
+        steps::point(|| format!("after the MTU of `{name}`"))?;
         self.set_link(name, LinkUnspec::new_with_index(index).alias(alias), "mark").await
     }
 
@@ -221,6 +215,7 @@ impl LinuxKernel {
                 .hint("netd needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN")
         };
         let tap = Tap::create(name).map_err(|e| failed("create", &e))?;
+        steps::point(|| format!("after the creation of tap `{name}`"))?;
         for key in
             [format!("net/ipv6/conf/{name}/disable_ipv6"), format!("net/ipv6/conf/{name}/addr_gen_mode")]
         {
@@ -229,6 +224,7 @@ impl LinuxKernel {
             }
         }
         tap.set_owner(spec.owner).map_err(|e| failed("give an owner to", &e))?;
+        steps::point(|| format!("after the owner of `{name}`"))?;
         let index = self.index(name).await?;
         // A bridge that is not ours may take the lowest MAC of its ports for its own: ours must never be that one.
         let [_, rest @ ..] = spec.mac.bytes();
@@ -239,14 +235,18 @@ impl LinuxKernel {
             .link_group(LINK_GROUP)
             .alias(&spec.alias);
         self.set_link(name, marked, "mark tap").await?;
+        steps::point(|| format!("after the mark of `{name}`"))?;
         self.plug(spec).await?;
+        steps::point(|| format!("after the plug of `{name}`"))?;
         if let Some(rate) = spec.rate {
             self.set_rate(name, rate).await?;
         }
         if let Some(ifb) = &spec.ifb {
             self.redirect(name, ifb).await?;
         }
+        steps::point(|| format!("after the shape of `{name}`"))?;
         tap.persist().map_err(|e| failed("keep", &e))?;
+        steps::point(|| format!("after the persistence of `{name}`"))?;
         self.set_link(name, LinkUnspec::new_with_index(index).up(), "bring up").await
     }
 
@@ -256,6 +256,7 @@ impl LinuxKernel {
         let index = self.index(name).await?;
         let bridge = self.index(&spec.bridge).await?;
         self.set_link(name, LinkUnspec::new_with_index(index).controller(bridge), "plug").await?;
+        steps::point(|| format!("after the master of `{name}`"))?;
         let port = LinkBridgePort::new(index)
             .learning(flags.learning)
             .flood(flags.flood)
@@ -271,6 +272,7 @@ impl LinuxKernel {
             .execute()
             .await
             .map_err(|e| refused(format!("cannot guard port `{name}`"), e))?;
+        steps::point(|| format!("after the flags of `{name}`"))?;
         let entry = self
             .netlink
             .neighbours()
@@ -280,79 +282,6 @@ impl LinuxKernel {
             .flags(NeighbourFlags::Controller | NeighbourFlags::Sticky)
             .replace();
         entry.execute().await.map_err(|e| refused(format!("cannot fix MAC {} to port `{name}`", spec.mac), e))
-    }
-
-    /// As `ip route append`, which rtnetlink's own request cannot say: after those of the same destination and metric.
-    async fn append_route(&self, message: RouteMessage) -> Result<(), rtnetlink::Error> {
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(message));
-        request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
-        let mut answers = self.netlink.clone().request(request)?;
-        while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload {
-                return Err(rtnetlink::Error::NetlinkError(error));
-            }
-        }
-        Ok(())
-    }
-
-    async fn add_address(&self, name: &IfName, address: &Address) -> Result<(), Fault> {
-        let index = self.index(name).await?;
-        let failed = |e| refused(format!("cannot add {} to `{name}`", address.net), e);
-        let mut request = self.netlink.address().add(index, IpAddr::from([0, 0, 0, 0]), 0).replace();
-        *request.message_mut() = address_message(index, address);
-        settled(request.execute().await, &[EEXIST]).map_err(failed)?;
-        if address.net.addr().is_ipv4() {
-            return Ok(());
-        }
-        // The kernel takes an IPv6 address into use from a work queue (addrconf_dad_work), even without duplicate
-        // detection. Until then packets to it are not for this host.
-        let deadline = Instant::now() + ADDRESS_LIMIT;
-        while !self.is_local(index, address.net.addr()).await.map_err(failed)? {
-            if Instant::now() > deadline {
-                return Err(Fault::new(
-                    Kind::Internal,
-                    "ADDRESS_UNUSED",
-                    format!("the kernel does not take {} into use on `{name}`", address.net),
-                ));
-            }
-            tokio::time::sleep(ADDRESS_PAUSE).await;
-        }
-        Ok(())
-    }
-
-    /// Whether packets to an IPv6 address of a link are for this host.
-    async fn is_local(&self, index: u32, address: IpAddr) -> Result<bool, rtnetlink::Error> {
-        let _dump = self.dump.lock().await;
-        let all = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
-        let mut routes = self.netlink.route().get(all).execute();
-        let mut found = false;
-        while let Some(message) = routes.try_next().await? {
-            found |= is_local_route(&message, index, address);
-        }
-        Ok(found)
-    }
-
-    async fn copy_neighbours(&self, from: &IfName, to: &IfName) -> Result<(), Fault> {
-        let (source, target) = (self.index(from).await?, self.index(to).await?);
-        let known: Vec<_> = {
-            let _dump = self.dump.lock().await;
-            let dump = self.netlink.neighbours().get().execute();
-            dump.try_collect().await.map_err(|e| refused("cannot list the neighbours", e))?
-        };
-        for message in known {
-            let Some((address, mac)) = neighbour(&message).filter(|_| message.header.ifindex == source)
-            else {
-                continue;
-            };
-            let request = self.netlink.neighbours().add(target, address).link_layer_address(&mac);
-            request
-                .state(NeighbourState::Stale)
-                .replace()
-                .execute()
-                .await
-                .map_err(|e| refused(format!("cannot make {address} known on `{to}`"), e))?;
-        }
-        Ok(())
     }
 
     pub(super) async fn delete_link(&self, name: &IfName) -> Result<(), Fault> {
@@ -370,25 +299,6 @@ fn set_profile(bridge: &IfName, profile: BridgeProfile) -> Result<(), Fault> {
         }
     }
     Ok(())
-}
-
-/// Address and MAC of a neighbour that has answered once.
-fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Vec<u8>)> {
-    use NeighbourState::{Delay, Probe, Reachable, Stale};
-    if !matches!(message.header.state, Delay | Probe | Reachable | Stale) {
-        return None;
-    }
-    let mut address = None;
-    let mut mac = None;
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Some(bytes.clone()),
-            _ => {}
-        }
-    }
-    Some((address?, mac?))
 }
 
 impl Kernel for LinuxKernel {
@@ -423,6 +333,12 @@ impl Kernel for LinuxKernel {
 
     #[tracing::instrument(level = "info", skip_all, fields(action = ?action))]
     async fn apply(&self, action: &Action) -> Result<(), Fault> {
+        steps::step(|| format!("{action:?}"), || self.carry_out(action)).await
+    }
+}
+
+impl LinuxKernel {
+    async fn carry_out(&self, action: &Action) -> Result<(), Fault> {
         match action {
             Action::CreateBridge { name, .. } => self.create_bridge(name, action).await,
             Action::SetProfile(name, profile) => set_profile(name, *profile),

@@ -7,7 +7,10 @@ use super::{
 use nftables::{batch::Batch, types::NfFamily};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use shared::fault::{Fault, Kind};
+use shared::{
+    fault::{Fault, Kind},
+    steps,
+};
 
 /// Carries out a transaction.
 ///
@@ -26,6 +29,7 @@ pub async fn apply(batch: Batch<'static>) -> Result<(), Fault> {
 /// INTERNAL with nft's own words. Nothing was changed.
 pub async fn change(remove: &Elements, add: &Elements) -> Result<(), Fault> {
     apply(ruleset::change(remove, add)).await?;
+    steps::point(|| "between rules and flows".to_owned())?;
     conntrack::settle(remove, add).await;
     Ok(())
 }

@@ -14,6 +14,7 @@ use shared::{
     fault::{Fault, Kind},
     name::Name,
     process::Identity,
+    steps,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -83,7 +84,7 @@ impl Folder {
     pub fn make(&self, group: Option<u32>) -> Result<(), Fault> {
         for folder in [self.0.clone(), self.hosts(), self.names()] {
             if !folder.is_dir() {
-                fs::create_dir(&folder).map_err(|e| failed("make", &folder, &e))?;
+                steps::effect(|| name("make", &folder), || make(&folder))?;
             }
             chown(&folder, None, group).map_err(|e| failed("give a group to", &folder, &e))?;
             let mode = fs::Permissions::from_mode(0o750);
@@ -112,7 +113,8 @@ impl Folder {
             fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
             fs::rename(&temporary, path)
         };
-        write().map(|()| true).map_err(|e| failed("write", path, &e))
+        steps::effect(|| name("write", path), || write().map_err(|e| failed("write", path, &e)))?;
+        Ok(true)
     }
 
     /// Writes the configuration; whether it was another one before.
@@ -138,12 +140,7 @@ impl Folder {
     /// FAILED_PRECONDITION if they cannot be removed.
     pub fn remove(&self, port: &str) -> Result<(), Fault> {
         for path in [self.hosts().join(port), self.names().join(port)] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed("remove", &path, &error));
-                }
-                _ => {}
-            }
+            steps::effect(|| name("remove", &path), || remove(&path))?;
         }
         Ok(())
     }
@@ -203,8 +200,9 @@ impl Folder {
 
     /// Forgets the process.
     pub fn remove_record(&self) {
+        let path = self.0.join("process");
         // Left behind, it names a process that is no more, and nobody else's.
-        let _ = fs::remove_file(self.0.join("process"));
+        let _ = steps::effect(|| name("remove", &path), || remove(&path));
     }
 
     /// An empty log, to append to.
@@ -280,9 +278,8 @@ impl Folder {
         }
         let (path, temporary) = (self.lease_file(), self.0.join(".new"));
         let rest = lease::without(&self.read_leases(), addresses);
-        fs::write(&temporary, rest)
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(|e| failed("write", &path, &e))
+        let write = || fs::write(&temporary, &rest).and_then(|()| fs::rename(&temporary, &path));
+        steps::effect(|| name("prune", &path), || write().map_err(|e| failed("write", &path, &e)))
     }
 
     /// Removes the folder with all that is in it.
@@ -290,10 +287,32 @@ impl Folder {
     /// # Errors
     /// FAILED_PRECONDITION if it cannot be removed.
     pub fn delete(&self) -> Result<(), Fault> {
-        match fs::remove_dir_all(&self.0) {
+        let remove = || match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.0, &error)),
             _ => Ok(()),
-        }
+        };
+        steps::effect(|| name("remove", &self.0), remove)
+    }
+}
+
+/// Name of a step.
+fn name(what: &str, path: &Path) -> String {
+    format!("{what} {}", path.display())
+}
+
+/// Makes a folder, unless it is there.
+fn make(folder: &Path) -> Result<(), Fault> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed("make", folder, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<(), Fault> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, &error)),
+        _ => Ok(()),
     }
 }
 

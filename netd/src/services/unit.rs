@@ -17,6 +17,7 @@ use shared::{
     fault::{Fault, Kind},
     name::Name,
     process::{Exit, Process, identity, state},
+    steps,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -183,7 +184,7 @@ impl Unit {
             return self.restart("a port with a lease is gone").await;
         }
         if let Some(running) = &self.running {
-            running.process.signal(Signal::HUP)?;
+            steps::effect(|| "tell dnsmasq".to_owned(), || running.process.signal(Signal::HUP))?;
         }
         self.reload = false;
         self.pruned.clear();
@@ -259,6 +260,7 @@ impl Unit {
             None => self.recorded()?,
         };
         if let Some((process, record)) = running {
+            steps::point(|| "before the end of dnsmasq".to_owned())?;
             // One that is stopped would hear SIGTERM only when it goes on.
             let ended = !matches!(state(record.pid), Ok('T' | 't'))
                 && process.signal(Signal::TERM).is_ok()
@@ -307,6 +309,7 @@ impl Unit {
         let process =
             Process::open(pid).map_err(|e| Fault::internal("cannot hold on to dnsmasq").cause(&e))?;
         let started = async {
+            steps::point(|| "after the spawn of dnsmasq".to_owned())?;
             if network.cell.is_some() {
                 let told = tokio::task::spawn_blocking(move || ready.as_mut()?.read_exact(&mut [0]).ok());
                 match timeout(START_LIMIT, told).await {
@@ -324,6 +327,7 @@ impl Unit {
             self.folder.write_record(&record)?;
             // If it is gone, its log says why.
             let _ = gate.map(|mut gate| gate.write_all(b"!"));
+            steps::point(|| "after the gate of dnsmasq".to_owned())?;
             self.serving(&process).await?;
             let record = Record { ready: true, ..record };
             self.folder.write_record(&record)?;

@@ -10,7 +10,7 @@ use crate::{
     model::{IfName, LINK_GROUP, Rate},
 };
 use rtnetlink::{LinkIfb, LinkUnspec};
-use shared::fault::Fault;
+use shared::{fault::Fault, steps};
 use std::collections::BTreeMap;
 
 /// What the kernel needs beside what taps and bridges need.
@@ -59,6 +59,7 @@ impl LinuxKernel {
         let message = LinkIfb::new(name.as_str()).link_group(LINK_GROUP).down().build();
         let made = self.netlink.link().add(message).execute().await;
         made.map_err(|e| failed(format!("cannot create ifb `{name}`"), e))?;
+        steps::point(|| format!("after the creation of ifb `{name}`"))?;
         let key = format!("net/ipv6/conf/{name}/disable_ipv6");
         if sysctl::read(&key)?.is_some() {
             sysctl::write(&key, "1")?;
@@ -66,6 +67,7 @@ impl LinuxKernel {
         let index = self.index(name).await?;
         // Given at creation, the alias would be ignored.
         self.set_link(name, LinkUnspec::new_with_index(index).alias(alias), "mark").await?;
+        steps::point(|| format!("after the mark of `{name}`"))?;
         self.set_rate(name, rate).await?;
         self.set_link(name, LinkUnspec::new_with_index(index).up(), "bring up").await
     }
