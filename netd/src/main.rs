@@ -18,7 +18,7 @@ use shared::{
     store::Store,
     telemetry,
 };
-use std::{io::Write as _, process::ExitCode, sync::Arc};
+use std::{io::Write as _, process::ExitCode, sync::Arc, time::Duration};
 use tokio::sync::Notify;
 
 fn main() -> ExitCode {
@@ -30,7 +30,12 @@ fn main() -> ExitCode {
     limits::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(run(config)),
+        Ok(runtime) => {
+            let result = runtime.block_on(run(config));
+            // A thread that waits for the kernel or a disk holds up no end.
+            runtime.shutdown_timeout(Duration::from_millis(200));
+            result
+        }
         Err(error) => Err(Fault::internal("cannot start the runtime").cause(&error)),
     };
     match result {

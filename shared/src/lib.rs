@@ -8,6 +8,7 @@ pub mod name;
 pub mod process;
 pub mod serve;
 pub mod shutdown;
+pub mod slots;
 pub mod socket;
 mod status;
 pub mod steps;

@@ -1,26 +1,52 @@
-//! Serves gRPC on a Unix socket until told to end.
+//! Serves gRPC on a Unix socket until told to end, within limits.
+
+mod accept;
+mod body;
+mod connection;
+mod guard;
+mod limits;
+mod methods;
+mod request;
+mod words;
+
+pub use limits::{LONG_CALLS, Limits};
 
 use crate::{
     fault::{Fault, Kind},
-    socket::{Bound, PeerStream},
+    socket::Bound,
     telemetry,
 };
-use std::{io, time::Duration};
-use tokio_stream::Stream;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 
-/// How long open calls may go on after the end was asked for.
-const GRACE: Duration = Duration::from_secs(3);
-/// Pause of the accept loop when descriptors have run out; without it the loop would spin.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// How long the last answers may take to leave, once calls have ended.
+const PARTING: Duration = Duration::from_millis(500);
+/// Bytes that a client may have sent and no handler read: of one call, and of one connection.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 
-/// Adds health and reflection to `routes` and serves them on `bound` until `stop` is cancelled, then gives open
-/// calls a short grace. Streams must end on the same token by themselves.
+/// Adds health and reflection to `routes` and serves them on `bound`, within the default limits, until `stop` is
+/// cancelled. Calls that are open then get a short grace, and UNAVAILABLE after it. `descriptors` are those of the
+/// services in `routes`.
 ///
 /// # Errors
 /// UNAVAILABLE if the server fails as a whole.
 pub async fn serve(
+    bound: Bound,
+    routes: Routes,
+    descriptors: &'static [u8],
+    stop: CancellationToken,
+) -> Result<(), Fault> {
+    serve_within(Limits::default().within_descriptors(), bound, routes, descriptors, stop).await
+}
+
+/// As `serve`, within these limits.
+///
+/// # Errors
+/// UNAVAILABLE if the server fails as a whole.
+pub async fn serve_within(
+    limits: Limits,
     bound: Bound,
     routes: Routes,
     descriptors: &'static [u8],
@@ -36,14 +62,36 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(|e| broken(&e))?;
+    let streaming = methods::Streaming::of(&[
+        descriptors,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    ])?;
+    let ended = CancellationToken::new();
+    let guard = guard::Guard::new(limits.clone(), streaming, stop.clone(), ended.clone());
     let server = Server::builder()
         .trace_fn(telemetry::server_span)
+        .max_concurrent_streams(limits.streams_per_connection)
+        .http2_keepalive_interval(Some(limits.keepalive))
+        .http2_keepalive_timeout(Some(limits.keepalive_answer))
+        .http2_max_header_list_size(limits.headers)
+        .http2_max_pending_accept_reset_streams(Some(limits.resets))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_connection_age(limits.connection_age)
+        // Outermost: nothing of a call that is refused for its limits is looked at further.
+        .layer(guard)
         .add_routes(routes.add_service(health).add_service(reflection))
-        .serve_with_incoming_shutdown(connections(bound), stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            accept::Door::new(bound, limits.clone()).connections(),
+            stop.clone().cancelled_owned(),
+        );
     // tonic waits for idle connections too, without a bound of its own (hyperium/hyper#4170).
     let expired = async {
         stop.cancelled().await;
-        tokio::time::sleep(GRACE).await;
+        tokio::time::sleep(limits.ending).await;
+        ended.cancel();
+        tokio::time::sleep(PARTING).await;
     };
     tokio::select! {
         result = server => result.map_err(|e| broken(&e)),
@@ -51,16 +99,5 @@ pub async fn serve(
     }
 }
 
-fn connections(bound: Bound) -> impl Stream<Item = io::Result<PeerStream>> {
-    futures_util::stream::unfold(bound, |bound| async move {
-        loop {
-            match bound.accept().await {
-                Ok(stream) => return Some((Ok(stream), bound)),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
-                }
-            }
-        }
-    })
-}
+#[cfg(test)]
+mod test;

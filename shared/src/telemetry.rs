@@ -20,7 +20,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// How long the last spans may take to leave.
-const FLUSH: Duration = Duration::from_secs(2);
+const FLUSH: Duration = Duration::from_secs(1);
 /// Exporting must not make spans about itself.
 const SPANS: &str = "info,h2=off,hyper=off,hyper_util=off,tonic=off,tower=off,opentelemetry=off";
 
@@ -66,7 +66,7 @@ fn exporter(service: &'static str) -> Result<Option<SdkTracerProvider>, Fault> {
 }
 
 impl Telemetry {
-    /// Sends the spans that are left; blocks for at most two seconds.
+    /// Sends the spans that are left; blocks for at most a second.
     pub async fn finish(self) {
         if let Some(provider) = self.0 {
             let _ = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FLUSH)).await;

@@ -1,6 +1,5 @@
 //! `netd.v1.CaptureService`.
 
-use super::slots::{Full, Limits, Slots};
 use crate::{
     capture::{Bounds, Capture, End, LONGEST_SNAP, Piece, QUEUE},
     convert,
@@ -12,6 +11,7 @@ use futures_util::{Stream, StreamExt as _};
 use proto::netd::v1 as wire;
 use shared::{
     fault::{Fault, Kind},
+    slots::{Full, Share, Slots},
     socket::peer_of,
 };
 use std::{pin::Pin, time::Duration};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 /// Captures at once: of all users, and of each but root.
-const MOST: Limits = Limits { all: 16, each: 4 };
+const MOST: Share = Share { all: 16, each: 4, reserve: 0 };
 /// Bytes of a file: least, most, and where the client does not say.
 const LEAST_BYTES: u64 = 8192;
 const MOST_BYTES: u64 = 64 << 30;

@@ -8,7 +8,6 @@ mod group;
 mod host;
 mod network;
 mod port;
-mod slots;
 
 use crate::{
     kernel::{Inspect, Kernel},
