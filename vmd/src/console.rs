@@ -3,9 +3,11 @@
 //! Viewers hold nothing but an offset and read from the ring, so that a slow one costs nothing and misses only what the
 //! ring no longer has.
 
+mod log;
 mod pump;
 mod ring;
 
+pub use log::Log;
 pub use pump::Pump;
 pub use ring::Ring;
 
@@ -31,9 +33,7 @@ const INPUT: usize = 8;
 /// A machine's console. It outlives the guest's runs.
 #[derive(Debug)]
 pub struct Console {
-    ring: Mutex<Ring>,
-    /// Offset after the last byte.
-    end: watch::Sender<u64>,
+    log: Arc<Log>,
     /// To the guest, while there is one.
     input: Mutex<Option<mpsc::Sender<Vec<u8>>>>,
     writing: AtomicBool,
@@ -45,27 +45,20 @@ impl Console {
     /// # Errors
     /// What the file system said.
     pub fn open(folder: &Path) -> io::Result<Arc<Self>> {
-        let ring = Ring::open(folder, FILE, SEGMENT)?;
-        let end = watch::Sender::new(ring.end());
-        Ok(Arc::new(Self {
-            ring: Mutex::new(ring),
-            end,
-            input: Mutex::new(None),
-            writing: AtomicBool::new(false),
-        }))
+        let log = Log::open(folder, FILE, SEGMENT)?;
+        Ok(Arc::new(Self { log, input: Mutex::new(None), writing: AtomicBool::new(false) }))
     }
 
     /// Offset after the last byte, and each new one.
     #[must_use]
     pub fn follow(&self) -> watch::Receiver<u64> {
-        self.end.subscribe()
+        self.log.follow()
     }
 
     /// Output from `offset` on, or from the oldest byte that is kept: where it begins, and some bytes; none at the
     /// end.
-    #[must_use]
-    pub fn read(&self, offset: u64) -> (u64, Vec<u8>) {
-        self.ring().read(offset, CHUNK)
+    pub async fn read(&self, offset: u64) -> (u64, Vec<u8>) {
+        self.log.read(offset, CHUNK).await
     }
 
     /// Becomes the console's only writer until the result is dropped.
@@ -82,19 +75,6 @@ impl Console {
             .hint("watch it with `read_only`, or wait until the other one has left"));
         }
         Ok(Writer(Arc::clone(self)))
-    }
-
-    fn append(&self, bytes: &[u8]) {
-        let end = {
-            let mut ring = self.ring();
-            ring.append(bytes);
-            ring.end()
-        };
-        self.end.send_replace(end);
-    }
-
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn input(&self) -> MutexGuard<'_, Option<mpsc::Sender<Vec<u8>>>> {
@@ -150,17 +130,19 @@ mod test {
         console.writer().unwrap();
     }
 
-    #[test]
-    fn viewers_see_what_was_before_them_and_are_told_of_more() {
+    #[tokio::test]
+    async fn viewers_see_what_was_before_them_and_are_told_of_more() {
         let dir = tempfile::tempdir().unwrap();
         let console = Console::open(dir.path()).unwrap();
-        console.append(b"before ");
+        console.log.append(b"before ").await;
+        console.log.flush().await;
         let follow = console.follow();
         assert_eq!(*follow.borrow(), 7);
-        console.append(b"after");
+        console.log.append(b"after").await;
+        console.log.flush().await;
         assert!(follow.has_changed().unwrap());
-        assert_eq!(console.read(0), (0, b"before after".to_vec()));
-        assert_eq!(console.read(7), (7, b"after".to_vec()));
-        assert_eq!(console.read(12), (12, vec![]));
+        assert_eq!(console.read(0).await, (0, b"before after".to_vec()));
+        assert_eq!(console.read(7).await, (7, b"after".to_vec()));
+        assert_eq!(console.read(12).await, (12, vec![]));
     }
 }

@@ -42,6 +42,7 @@ impl Pump {
     /// Waits until all that a dead guest has said is read.
     pub async fn drained(&mut self) {
         let _ = (&mut self.reader).await;
+        self.console.log.flush().await;
     }
 }
 
@@ -58,7 +59,7 @@ async fn read(mut guest: OwnedReadHalf, console: Arc<Console>) {
     loop {
         match guest.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(read) => console.append(&buffer[..read]),
+            Ok(read) => console.log.append(&buffer[..read]).await,
         }
     }
 }
@@ -94,7 +95,7 @@ mod test {
         guest.write_all(b"bye").await.unwrap();
         drop(guest);
         pump.drained().await;
-        assert_eq!(console.read(7).1, b"bye");
+        assert_eq!(console.read(7).await.1, b"bye");
         drop(pump);
         assert_eq!(console.writer().unwrap().write(vec![1]).await.unwrap_err().reason(), "NOT_RUNNING");
     }

@@ -83,6 +83,11 @@ impl Ring {
         }
     }
 
+    /// Passes over bytes that are lost.
+    pub fn skip(&mut self, lost: u64) {
+        self.end += lost;
+    }
+
     fn write(&mut self, piece: &[u8]) -> io::Result<()> {
         if self
             .segments

@@ -3,13 +3,14 @@
 //! QEMU writes into a FIFO that vmd holds open in both directions and without blocking. So a guest that makes QEMU
 //! talk fills 64 KiB of the kernel while there is no vmd, then 128 KiB of disk, and never blocks or dies of it.
 
-use crate::console::Ring;
+use crate::console::Log;
 use rustix::fs::{CWD, FileType, OFlags};
 use std::{
     fs::OpenOptions,
     io,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     path::Path,
+    sync::Arc,
 };
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, sync::oneshot, task::JoinHandle};
 
@@ -25,7 +26,7 @@ const QUOTED_BYTES: u64 = 2048;
 #[derive(Debug)]
 pub struct Stderr {
     end: oneshot::Sender<()>,
-    task: JoinHandle<Ring>,
+    task: JoinHandle<Arc<Log>>,
     /// Where this run began.
     begin: u64,
 }
@@ -42,8 +43,8 @@ impl Stderr {
             Err(error) => return Err(error.into()),
         }
         let mut receiver = pipe::OpenOptions::new().read_write(true).open_receiver(&path)?;
-        let mut ring = Ring::open(state, FILE, SEGMENT)?;
-        let begin = ring.end();
+        let log = Log::open(state, FILE, SEGMENT)?;
+        let begin = *log.follow().borrow();
         let (end, mut told) = oneshot::channel();
         let task = tokio::spawn(async move {
             let mut buffer = vec![0; 4096];
@@ -53,15 +54,16 @@ impl Stderr {
                     _ = &mut told => break,
                 };
                 match read {
-                    Ok(read) => ring.append(&buffer[..read]),
+                    Ok(read) => log.append(&buffer[..read]).await,
                     Err(_) => break,
                 }
             }
             // What is in the FIFO already, of which the runtime may not know yet.
             while let Ok(read @ 1..) = rustix::io::read(&receiver, &mut *buffer) {
-                ring.append(&buffer[..read]);
+                log.append(&buffer[..read]).await;
             }
-            ring
+            log.flush().await;
+            log
         });
         Ok(Self { end, task, begin })
     }
@@ -80,9 +82,10 @@ impl Stderr {
     /// Ends after all that was written is read, and quotes its last lines in one.
     pub async fn finish(self) -> String {
         let _ = self.end.send(());
-        let Ok(ring) = self.task.await else { return String::new() };
-        let from = self.begin.max(ring.end().saturating_sub(QUOTED_BYTES));
-        let (_, bytes) = ring.read(from, usize::try_from(QUOTED_BYTES).unwrap_or(usize::MAX));
+        let Ok(log) = self.task.await else { return String::new() };
+        let end = *log.follow().borrow();
+        let from = self.begin.max(end.saturating_sub(QUOTED_BYTES));
+        let (_, bytes) = log.read(from, usize::try_from(QUOTED_BYTES).unwrap_or(usize::MAX)).await;
         quote(&String::from_utf8_lossy(&bytes))
     }
 }

@@ -87,7 +87,7 @@ async fn output(view: View, follow: bool, sender: &Sender) -> Result<(), Status>
     let last = if follow { u64::MAX } else { *end.borrow_and_update() };
     loop {
         end.mark_unchanged();
-        let (begin, mut data) = handle.console.read(offset);
+        let (begin, mut data) = handle.console.read(offset).await;
         let room = last.saturating_sub(begin);
         data.truncate(usize::try_from(room).unwrap_or(usize::MAX));
         if !data.is_empty() {
