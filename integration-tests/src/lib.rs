@@ -4,12 +4,14 @@
 
 pub mod census;
 pub mod client;
+pub mod figures;
 pub mod flows;
 pub mod frames;
 pub mod guest;
 pub mod host;
 pub mod machine;
 pub mod netns;
+pub mod rpc;
 pub mod tap;
 pub mod wait;
 pub mod wire;

@@ -4,6 +4,7 @@
 //! commands, so that a forced stop works while QEMU is silent.
 
 mod exit;
+mod health;
 mod ops;
 mod records;
 mod show;
@@ -20,6 +21,7 @@ use crate::{
     start::{self, Context, Live, Monitor, Reunion},
 };
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use health::Health;
 use ops::{Done, Op};
 use shared::fault::{Fault, Kind};
 use std::{future::pending, sync::Arc, time::Duration};
@@ -38,7 +40,8 @@ const PRESS_AGAIN: Duration = Duration::from_secs(2);
 const QUIT: Duration = Duration::from_secs(3);
 /// How often a silent QEMU is asked whether it is still there.
 const PROBE: Duration = Duration::from_secs(5);
-const RECONNECT: Duration = Duration::from_secs(2);
+/// How long the end of a connection may precede QEMU's own.
+const DYING: Duration = Duration::from_millis(500);
 /// Room for the changes of one vmd's life in a revision.
 const REVISIONS: i64 = 1 << 32;
 
@@ -151,12 +154,15 @@ struct Driver<P: Ports> {
     reconnect: Option<BoxFuture<'static, Result<Reunion, Fault>>>,
     ops: FuturesUnordered<BoxFuture<'static, Done>>,
     probing: bool,
+    health: Health,
     /// End of the present stage of a stop.
     deadline: Option<Instant>,
     press: Option<Instant>,
     waiters: Vec<(Verb, Reply)>,
     /// QEMU's word for why the guest shut down.
     shutdown: Option<String>,
+    /// How often the guest of this run reset itself.
+    resets: u32,
     launch_fault: Option<Fault>,
 }
 
@@ -174,7 +180,7 @@ pub fn spawn<P: Ports>(
         exit: LastExit::default(),
         run: None,
         vnc_address: String::new(),
-        unresponsive: false,
+        silence: None,
         adopted: false,
         warnings: Vec::new(),
     };
@@ -194,10 +200,12 @@ pub fn spawn<P: Ports>(
         reconnect: None,
         ops: FuturesUnordered::new(),
         probing: false,
+        health: Health::default(),
         deadline: None,
         press: None,
         waiters: Vec::new(),
         shutdown: None,
+        resets: 0,
         launch_fault: None,
     };
     match initial {
@@ -237,6 +245,7 @@ impl<P: Ports> Driver<P> {
                     self.feed(Event::Expired, None).await;
                 }
                 () = at(self.press) => self.press_button(),
+                () = at(self.health.doubt.as_ref().map(|(when, _)| *when)) => self.doubted(),
                 _ = probe.tick() => self.probe(),
             }
             self.publish();
@@ -336,54 +345,37 @@ impl<P: Ports> Driver<P> {
         self.status.run = Some(live.run);
         self.status.vnc_address = live.vnc_address;
         self.status.adopted = live.adopted;
-        self.status.unresponsive = live.monitor.is_none();
-        self.shutdown = None;
+        self.status.silence = None;
+        self.health = Health::default();
+        (self.shutdown, self.resets) = (None, 0);
         self.monitor = live.monitor;
-        if self.monitor.is_none() {
-            self.begin_reconnect(Duration::ZERO);
-        }
         self.held =
             Some(Held { process: live.process, pump: live.pump, stderr: live.stderr, adopted: live.adopted });
-    }
-
-    fn begin_reconnect(&mut self, pause: Duration) {
-        let folder = self.context.run_folder(&self.record.name);
-        let record = self.record.clone();
-        self.reconnect = Some(Box::pin(async move {
-            tokio::time::sleep(pause).await;
-            start::reconnect(&record, folder).await
-        }));
-    }
-
-    async fn reconnected(&mut self, result: Result<Reunion, Fault>) {
-        self.reconnect = None;
-        match result {
-            Ok(Reunion { monitor, paused, vnc_address }) => {
-                self.monitor = Some(monitor);
-                self.status.vnc_address = vnc_address;
-                self.status.unresponsive = false;
-                self.feed(if paused { Event::VcpusStopped } else { Event::VcpusResumed }, None).await;
-            }
-            Err(_) => self.begin_reconnect(RECONNECT),
+        if self.monitor.is_none() {
+            self.silent("QEMU did not answer when it was adopted".into());
+            self.begin_reconnect(Duration::ZERO);
         }
     }
 
     async fn told(&mut self, event: Option<qmp::Event>) {
         match event {
             Some(qmp::Event::Shutdown(reason)) => self.shutdown = Some(reason),
-            Some(qmp::Event::Stop) => self.feed(Event::VcpusStopped, None).await,
-            Some(qmp::Event::Resume) => self.feed(Event::VcpusResumed, None).await,
+            Some(qmp::Event::Stop) => self.saw_vcpus(false).await,
+            Some(qmp::Event::Resume) => self.saw_vcpus(true).await,
+            Some(qmp::Event::Reset { guest }) => self.note_reset(guest),
             Some(qmp::Event::DiskError(text)) => {
                 if !self.status.warnings.contains(&text) && self.status.warnings.len() < 16 {
                     self.status.warnings.push(text);
                 }
             }
-            None => {
-                // Either QEMU is about to end, which its pidfd tells, or the connection broke.
-                self.monitor = None;
-                self.begin_reconnect(RECONNECT);
-            }
+            Some(qmp::Event::Lost(why)) => self.lost(why),
+            None => self.lost("it ended".into()),
         }
+    }
+
+    /// QEMU says whether the virtual CPUs run.
+    async fn saw_vcpus(&mut self, running: bool) {
+        self.feed(if running { Event::VcpusResumed } else { Event::VcpusStopped }, None).await;
     }
 
     fn press_button(&mut self) {

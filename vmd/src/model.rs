@@ -281,6 +281,15 @@ pub struct LastExit {
     pub error: String,
 }
 
+/// A QEMU that does not answer on its monitor, or not as it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// When that was noticed.
+    pub since: Timestamp,
+    /// What was noticed, in words.
+    pub why: String,
+}
+
 /// What vmd made of a machine: observed, never stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -294,8 +303,8 @@ pub struct Status {
     pub run: Option<Run>,
     /// Where VNC is served; empty if it is not.
     pub vnc_address: String,
-    /// QEMU does not answer.
-    pub unresponsive: bool,
+    /// QEMU does not answer; `None`: it does, or there is none.
+    pub silence: Option<Silence>,
     /// An earlier vmd started it.
     pub adopted: bool,
     /// What an operator should know, beyond the warnings of the run.

@@ -52,6 +52,8 @@ const SERIAL: &str = "serial";
 const GREETING: Duration = Duration::from_secs(30);
 /// An adopted QEMU has long started.
 const ADOPTION: Duration = Duration::from_secs(3);
+/// How long the start of vmd waits for one QEMU; its driver has more patience.
+const PROMPT: Duration = Duration::from_secs(1);
 /// How long the answer of a dying QEMU may precede its death.
 const DYING: Duration = Duration::from_millis(500);
 const SERIAL_TRIES: usize = 50;
@@ -405,11 +407,12 @@ pub async fn take_over<P: Ports>(context: &Context<P>, record: &Record, run: Run
         paused: false,
         adopted: true,
     };
-    match reconnect(record, folder).await {
-        Ok(Reunion { monitor, paused, vnc_address }) => {
+    match tokio::time::timeout(PROMPT, reconnect(record, folder)).await {
+        Ok(Ok(Reunion { monitor, paused, vnc_address })) => {
             (live.monitor, live.paused, live.vnc_address) = (Some(monitor), paused, vnc_address);
         }
-        Err(fault) => tracing::warn!(vm = %record.name, error = fault.chain(), "QEMU does not answer"),
+        Ok(Err(fault)) => tracing::warn!(vm = %record.name, error = fault.chain(), "QEMU does not answer"),
+        Err(_) => tracing::warn!(vm = %record.name, "QEMU does not answer yet"),
     }
     live
 }

@@ -1,9 +1,21 @@
 //! A program that takes QEMU's command line, picks up the sockets it inherits, and speaks QMP, well or badly.
 //!
-//! `FAKE_QEMU` says how: `ok` (also if unset); `refuse`: fails at once, with a message; `mute`: never greets; `hang`:
-//! answers until the guest runs, then never again; `crash`: dies of signal 11 once the guest runs; `lie`: sends
-//! replies nobody asked for, unknown events and a false status; `flood`: writes to the serial port and sends events
-//! without end.
+//! `FAKE_QEMU` says how; `by-name`: the first part of the machine's name does, and any other name means `ok`.
+//!
+//! - `ok` (also if unset);
+//! - `refuse`: fails at once, with a message;
+//! - `mute`: never greets;
+//! - `crash`: dies of signal 11 once the guest runs;
+//! - `lie`: sends replies nobody asked for, unknown events and a false status;
+//! - `flood`: sends events and writes to the serial port without end;
+//! - `gush`: writes as many MiB as `FAKE_QEMU_MIB` says to the serial port, then how long the slowest write took;
+//! - `deaf`: does not react to the power button;
+//!
+//! and these, each from the moment on in which the guest runs, on every connection:
+//!
+//! - `hang`: never answers; `late`: answers after 6 s; `wrong`: answers with other ids; `half`: begins an answer;
+//! - `close`: closes; `garbage`: sends what is no JSON; `deep`: JSON that is nested 100,000 deep;
+//! - `line`: sends 100 MB without the end of a line; `storm`: answers, with 20,000 events after each answer.
 
 use serde_json::{Value, json};
 use std::{
@@ -19,6 +31,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 const GREETING: &str =
@@ -29,23 +42,55 @@ enum Manner {
     Ok,
     Refuse,
     Mute,
-    Hang,
     Crash,
     Lie,
     Flood,
+    Gush,
+    Deaf,
+    Hang,
+    Late,
+    Wrong,
+    Half,
+    Close,
+    Garbage,
+    Deep,
+    Line,
+    Storm,
 }
 
+const MANNERS: [(&str, Manner); 17] = [
+    ("ok", Manner::Ok),
+    ("refuse", Manner::Refuse),
+    ("mute", Manner::Mute),
+    ("crash", Manner::Crash),
+    ("lie", Manner::Lie),
+    ("flood", Manner::Flood),
+    ("gush", Manner::Gush),
+    ("deaf", Manner::Deaf),
+    ("hang", Manner::Hang),
+    ("late", Manner::Late),
+    ("wrong", Manner::Wrong),
+    ("half", Manner::Half),
+    ("close", Manner::Close),
+    ("garbage", Manner::Garbage),
+    ("deep", Manner::Deep),
+    ("line", Manner::Line),
+    ("storm", Manner::Storm),
+];
+
 impl Manner {
-    fn from_env() -> Result<Self, String> {
+    fn named(name: &str) -> Option<Self> {
+        MANNERS.iter().find(|(known, _)| *known == name).map(|(_, manner)| *manner)
+    }
+
+    fn of(args: &[String]) -> Result<Self, String> {
         match env::var("FAKE_QEMU").as_deref() {
-            Err(_) | Ok("ok") => Ok(Self::Ok),
-            Ok("refuse") => Ok(Self::Refuse),
-            Ok("mute") => Ok(Self::Mute),
-            Ok("hang") => Ok(Self::Hang),
-            Ok("crash") => Ok(Self::Crash),
-            Ok("lie") => Ok(Self::Lie),
-            Ok("flood") => Ok(Self::Flood),
-            Ok(other) => Err(format!("FAKE_QEMU={other} is not a manner")),
+            Err(_) => Ok(Self::Ok),
+            Ok("by-name") => {
+                let name = args.iter().find_map(|arg| arg.strip_prefix("guest=")).unwrap_or_default();
+                Ok(Self::named(name.split('-').next().unwrap_or_default()).unwrap_or(Self::Ok))
+            }
+            Ok(name) => Self::named(name).ok_or_else(|| format!("FAKE_QEMU={name} is not a manner")),
         }
     }
 }
@@ -64,7 +109,7 @@ fn main() -> ExitCode {
         println!("QEMU emulator version 7.2.0 (fake)");
         return ExitCode::SUCCESS;
     }
-    let manner = match Manner::from_env() {
+    let manner = match Manner::of(&args) {
         Ok(Manner::Refuse) => {
             eprintln!("fake-qemu: no machine today");
             return ExitCode::FAILURE;
@@ -127,7 +172,7 @@ fn monitor(client: UnixStream, machine: &Machine) -> io::Result<()> {
             say(&client, &json!({"event": "FAKE_EVENT", "data": [1, 2, 3]}))?;
             say(&client, &json!({"return": "nobody asked", "id": 9_000_000}))?;
         }
-        if machine.manner == Manner::Hang && machine.running.load(Ordering::SeqCst) {
+        if machine.running.load(Ordering::SeqCst) && !misbehave(&client, machine, &command)? {
             continue;
         }
         let (answer, event) = obey(name, machine);
@@ -145,7 +190,15 @@ fn monitor(client: UnixStream, machine: &Machine) -> io::Result<()> {
             }
         }
         if name == "cont" {
-            after_start(&client, machine)?;
+            if machine.manner == Manner::Crash {
+                die()?;
+            }
+            misbehave(&client, machine, &Value::Null)?;
+        }
+        if machine.manner == Manner::Storm && machine.running.load(Ordering::SeqCst) {
+            for _ in 0..20_000 {
+                say(&client, &json!({"event": "FAKE_EVENT", "data": {}}))?;
+            }
         }
     }
     Ok(())
@@ -177,24 +230,58 @@ fn obey(name: &str, machine: &Machine) -> (Result<Value, String>, Option<Value>)
             (done(), Some(json!({"event": "STOP"})))
         }
         "system_reset" => (done(), Some(json!({"event": "RESET", "data": {"guest": false}}))),
+        "system_powerdown" if machine.manner == Manner::Deaf => (done(), None),
         "system_powerdown" => (done(), shutdown(true, "guest-shutdown")),
         "quit" => (done(), shutdown(false, "host-qmp-quit")),
         other => (Err(format!("The command {other} has not been found")), None),
     }
 }
 
-fn after_start(client: &UnixStream, machine: &Machine) -> io::Result<()> {
+fn die() -> io::Result<()> {
+    loop {
+        // Twice at least: the first one only ends the handler that Rust's runtime installs.
+        let own = rustix::process::getpid();
+        rustix::process::kill_process(own, rustix::process::Signal::SEGV)?;
+    }
+}
+
+/// What happens once the guest runs, at its start (`command` is null) and at each command; whether the command is then
+/// obeyed.
+fn misbehave(mut client: &UnixStream, machine: &Machine, command: &Value) -> io::Result<bool> {
     match machine.manner {
-        Manner::Crash => loop {
-            // Twice at least: the first one only ends the handler that Rust's runtime installs.
-            let own = rustix::process::getpid();
-            rustix::process::kill_process(own, rustix::process::Signal::SEGV)?;
-        },
         Manner::Flood => loop {
             say(client, &json!({"event": "FAKE_EVENT", "data": "x".repeat(1000)}))?;
         },
-        Manner::Ok | Manner::Refuse | Manner::Mute | Manner::Hang | Manner::Lie => Ok(()),
+        Manner::Line => loop {
+            for _ in 0..1600 {
+                client.write_all(&[b'x'; 64 << 10])?;
+            }
+            client.write_all(b"\n")?;
+        },
+        Manner::Deep => {
+            client.write_all(format!("{}{}\n", "[".repeat(100_000), "]".repeat(100_000)).as_bytes())?;
+        }
+        Manner::Garbage => client.write_all(b"\xff\0{]\n")?,
+        Manner::Close => return Err(io::ErrorKind::ConnectionAborted.into()),
+        Manner::Half if !command.is_null() => client.write_all(b"{\"return\": {")?,
+        Manner::Wrong if !command.is_null() => {
+            say(client, &json!({"return": {}, "id": command["id"].as_u64().map(|id| id + 1000)}))?;
+        }
+        Manner::Late if !command.is_null() => {
+            thread::sleep(Duration::from_secs(6));
+            return Ok(true);
+        }
+        Manner::Half | Manner::Wrong | Manner::Late | Manner::Hang => {}
+        Manner::Ok
+        | Manner::Refuse
+        | Manner::Mute
+        | Manner::Crash
+        | Manner::Lie
+        | Manner::Gush
+        | Manner::Deaf
+        | Manner::Storm => return Ok(true),
     }
+    Ok(false)
 }
 
 /// The guest's console: a greeting once it runs, then an echo.
@@ -210,6 +297,9 @@ fn serial(mut client: UnixStream, machine: &Machine) -> io::Result<()> {
             client.write_all(&[b'x'; 4096])?;
         }
     }
+    if machine.manner == Manner::Gush {
+        gush(&mut client)?;
+    }
     let mut buffer = [0; 4096];
     loop {
         match client.read(&mut buffer)? {
@@ -217,4 +307,17 @@ fn serial(mut client: UnixStream, machine: &Machine) -> io::Result<()> {
             read => client.write_all(&buffer[..read])?,
         }
     }
+}
+
+/// Lines of 64 bytes, and at the end how many bytes came before it and the slowest write in milliseconds.
+fn gush(client: &mut UnixStream) -> io::Result<()> {
+    let mib: usize = env::var("FAKE_QEMU_MIB").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let block = format!("{:63}\n", "all work and no play").repeat(1024);
+    let mut slowest = Duration::ZERO;
+    for _ in 0..mib * 16 {
+        let begin = Instant::now();
+        client.write_all(block.as_bytes())?;
+        slowest = slowest.max(begin.elapsed());
+    }
+    writeln!(client, "GUSHED {} bytes, slowest write {} ms", mib << 20, slowest.as_millis())
 }

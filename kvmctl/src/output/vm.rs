@@ -113,6 +113,10 @@ pub struct VmStatus {
     pub vnc_address: Option<String>,
     /// QEMU does not answer.
     pub unresponsive: bool,
+    /// When that was noticed; null while it does.
+    pub unresponsive_since: Option<String>,
+    /// What was noticed.
+    pub unresponsive_reason: Option<String>,
     /// Taken over from an earlier vmd.
     pub adopted: bool,
     /// What an operator should know.
@@ -177,6 +181,8 @@ impl From<wire::VmStatus> for VmStatus {
             nics: status.nics.into_iter().map(Into::into).collect(),
             vnc_address: set(status.vnc_address),
             unresponsive: status.unresponsive,
+            unresponsive_since: rfc3339(status.unresponsive_since.as_ref()),
+            unresponsive_reason: set(status.unresponsive_reason),
             adopted: status.adopted,
             warnings: status.warnings,
             qemu_version: set(status.qemu_version),
@@ -221,9 +227,10 @@ impl Vm {
 
     fn state_line(&self) -> String {
         let status = &self.status;
-        match status.unresponsive {
-            true => format!("{} (QEMU does not answer)", status.state),
-            false => status.state.clone(),
+        match (status.unresponsive, &status.unresponsive_since) {
+            (true, Some(since)) => format!("{} (unresponsive since {since})", status.state),
+            (true, None) => format!("{} (unresponsive)", status.state),
+            (false, _) => status.state.clone(),
         }
     }
 }
@@ -240,7 +247,7 @@ impl Object for Vm {
         let networks: Vec<_> = self.spec.nics.iter().map(Nic::cell).collect();
         vec![
             self.name.clone(),
-            self.status.state.clone(),
+            if self.status.unresponsive { "unresponsive".into() } else { self.status.state.clone() },
             self.spec.vcpus.to_string(),
             size_text(self.spec.memory_bytes),
             or_dash(self.status.accelerator.as_deref()),
@@ -258,6 +265,7 @@ impl Object for Vm {
         Sheet::default()
             .line("Name", &self.name)
             .line("State", self.state_line())
+            .maybe("Unresponsive", status.unresponsive_reason.as_deref())
             .maybe("Error", status.error.as_deref())
             .maybe("Last exit", status.exit_reason.as_deref())
             .line("vCPUs", spec.vcpus.to_string())
@@ -351,6 +359,8 @@ mod test {
                 }],
                 vnc_address: "unix:/run/v.sock".into(),
                 unresponsive: true,
+                unresponsive_since: Some(prost_types::Timestamp { seconds: 60, nanos: 0 }),
+                unresponsive_reason: "QEMU did not answer `query-status` within 5 s".into(),
                 warnings: vec!["TCG is slow".into()],
                 ..Default::default()
             }),
@@ -363,7 +373,8 @@ mod test {
     fn a_sheet_shows_disks_nics_and_warnings() {
         insta::assert_snapshot!(web().sheet(), @r"
         Name:         web
-        State:        running (QEMU does not answer)
+        State:        running (unresponsive since 1970-01-01T00:01:00.000Z)
+        Unresponsive: QEMU did not answer `query-status` within 5 s
         vCPUs:        2
         Memory:       1536M
         CPU model:    max
@@ -395,7 +406,7 @@ mod test {
             web().row(),
             [
                 "web",
-                "running",
+                "unresponsive",
                 "2",
                 "1536M",
                 "tcg",

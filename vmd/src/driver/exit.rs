@@ -1,6 +1,6 @@
 //! The end of a run: why, and what is left to be put away.
 
-use super::{Driver, Held};
+use super::{Driver, Held, health::Health};
 use crate::{
     machine::{Event, Stage, State},
     model::{KIND_EXIT, LastExit},
@@ -47,6 +47,7 @@ impl<P: Ports> Driver<P> {
             stderr: &stderr,
         });
         (self.deadline, self.press, self.reconnect) = (None, None, None);
+        self.health = Health::default();
         tracing::info!(
             vm = %self.record.name,
             pid = self.run_record().map(|run| run.pid),
@@ -63,7 +64,7 @@ impl<P: Ports> Driver<P> {
         start::clean_up(&self.context, &self.record, ops).await;
         self.status.run = None;
         self.status.vnc_address.clear();
-        self.status.unresponsive = false;
+        self.status.silence = None;
         self.status.adopted = false;
     }
 }

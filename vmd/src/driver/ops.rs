@@ -1,11 +1,7 @@
 //! Commands to QEMU, which the driver orders and hears of later.
 
 use super::{Driver, Reply, Verb};
-use crate::{
-    machine::{Event, State},
-    ports::Ports,
-    qemu::qmp::Qmp,
-};
+use crate::{ports::Ports, qemu::qmp::Qmp};
 use serde_json::Value;
 use shared::fault::{Fault, Kind};
 use tracing::{Instrument as _, Span};
@@ -79,19 +75,20 @@ impl<P: Ports> Driver<P> {
         }
         match result {
             Ok(value) => {
-                self.status.unresponsive = false;
+                self.answered(op);
                 let running = value["running"].as_bool();
                 match (op, running) {
-                    (Op::Pause, _) | (Op::Probe, Some(false)) => self.feed(Event::VcpusStopped, None).await,
-                    (Op::Resume, _) | (Op::Probe, Some(true)) => self.feed(Event::VcpusResumed, None).await,
+                    (Op::Pause, _) | (Op::Probe, Some(false)) => self.saw_vcpus(false).await,
+                    (Op::Resume, _) | (Op::Probe, Some(true)) => self.saw_vcpus(true).await,
                     (Op::Reset | Op::Powerdown | Op::Quit | Op::Probe, _) => {}
                 }
                 self.answer(asker);
             }
             Err(fault) => {
-                let silent = fault.kind() == Kind::Unavailable;
-                // A QEMU that is being stopped may close before it answers.
-                self.status.unresponsive |= silent && !matches!(self.state, State::Stopping(_));
+                // A connection that closed is a case of its own.
+                if fault.reason() == "QMP_TIMEOUT" {
+                    self.silent(fault.chain());
+                }
                 if let Some((_, reply)) = asker {
                     let context = format!("machine `{}` did not obey", self.record.name);
                     let _ = reply.send(Err(fault.context(context)));

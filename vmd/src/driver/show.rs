@@ -41,6 +41,17 @@ impl<P: Ports> Driver<P> {
         let _ = reply.send(Err(fault));
     }
 
+    /// A guest that resets itself again and again is running, and of no use to anybody.
+    pub(super) fn note_reset(&mut self, guest: bool) {
+        const WORDS: &str = "the guest has reset itself ";
+        if guest {
+            self.resets += 1;
+            self.status.warnings.retain(|warning| !warning.starts_with(WORDS));
+            let times = if self.resets == 1 { "once".into() } else { format!("{} times", self.resets) };
+            self.status.warnings.push(format!("{WORDS}{times} in this run"));
+        }
+    }
+
     /// Answers all who wait for the machine to run or to stand still.
     pub(super) fn settle(&mut self) {
         self.publish();

@@ -3,6 +3,9 @@
 //! The other end is not trusted: lines and waits are bounded, replies go by id, late ones are dropped, and events that
 //! nobody knows pass.
 
+mod lines;
+
+use lines::Lines;
 use serde_json::{Value, json};
 use shared::fault::{Fault, Kind};
 use std::{
@@ -16,21 +19,18 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::AsyncWriteExt as _,
+    net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc, oneshot},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-/// Longest line taken; `query-qmp-schema`, which is never asked, would be 200 KiB.
-const MAX_LINE: usize = 1 << 20;
 /// How long a command may take.
 pub const DEADLINE: Duration = Duration::from_secs(5);
 const EVENTS: usize = 64;
+/// Most characters of QEMU's own words that are kept or shown.
+const MAX_WORDS: usize = 200;
 
 /// What QEMU tells by itself, as far as anybody here listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +43,19 @@ pub enum Event {
     Resume,
     /// A disk failed, in words.
     DiskError(String),
+    /// The machine was reset; `guest`: the guest did that.
+    Reset {
+        /// Not a client of ours.
+        guest: bool,
+    },
+    /// The connection is over, in words why. The last event.
+    Lost(String),
 }
 
 impl Event {
     fn from_json(message: &Value) -> Option<Self> {
         let data = &message["data"];
-        let text = |key: &str| data[key].as_str().unwrap_or_default().to_owned();
+        let text = |key: &str| words(data[key].as_str().unwrap_or_default());
         match message["event"].as_str()? {
             "SHUTDOWN" => Some(Self::Shutdown(text("reason"))),
             "STOP" => Some(Self::Stop),
@@ -56,19 +63,26 @@ impl Event {
             "BLOCK_IO_ERROR" => Some(Self::DiskError(format!(
                 "{} failed on {} ({}); the guest was told: {}",
                 text("operation"),
-                match data["node-name"].as_str() {
-                    Some(node) => node,
-                    None => data["device"].as_str().unwrap_or_default(),
-                },
+                text(if data["node-name"].is_string() { "node-name" } else { "device" }),
                 text("reason"),
                 text("action"),
             ))),
+            "RESET" => Some(Self::Reset { guest: data["guest"] == true }),
             other => {
-                tracing::debug!(event = other, "QMP event");
+                tracing::debug!(event = words(other), "QMP event");
                 None
             }
         }
     }
+}
+
+/// Words of a QEMU that may have been taken over: printable, and not many.
+fn words(text: &str) -> String {
+    let mut out: String = text.chars().take(MAX_WORDS).flat_map(char::escape_debug).collect();
+    if text.chars().nth(MAX_WORDS).is_some() {
+        out.push('…');
+    }
+    out
 }
 
 type Waiting = HashMap<u64, oneshot::Sender<Result<Value, String>>>;
@@ -130,6 +144,8 @@ impl Qmp {
             tracing::debug!(%error, "QMP connection ended");
             // Whoever waits is told so by the drop.
             readers.waiting().take();
+            drop(lines);
+            let _ = sender.send(Event::Lost(error.to_string())).await;
         });
         let qmp = Self(shared);
         qmp.execute("qmp_capabilities", Value::Null).await?;
@@ -231,45 +247,9 @@ async fn read_on(lines: &mut Lines, shared: &Shared, events: &mpsc::Sender<Event
             // Late replies have no asker.
             if let Some(asker) = asker {
                 let _ = asker.send(match message.get("error") {
-                    Some(error) => Err(error["desc"].as_str().unwrap_or("no reason given").to_owned()),
+                    Some(error) => Err(words(error["desc"].as_str().unwrap_or("no reason given"))),
                     None => Ok(message["return"].take()),
                 });
-            }
-        }
-    }
-}
-
-struct Lines {
-    reader: OwnedReadHalf,
-    buffer: Vec<u8>,
-    /// How much of the buffer is known to have no end of line.
-    searched: usize,
-}
-
-impl Lines {
-    fn new(reader: OwnedReadHalf) -> Self {
-        Self { reader, buffer: Vec::new(), searched: 0 }
-    }
-
-    /// The next line. Cancel-safe: what was read stays in the buffer.
-    async fn next(&mut self) -> io::Result<Value> {
-        loop {
-            if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
-                let end = self.searched + end;
-                let message = serde_json::from_slice(&self.buffer[..end]);
-                self.buffer.drain(..=end);
-                self.searched = 0;
-                // One large reply must not stay with us for ever.
-                self.buffer.shrink_to(8 << 10);
-                return message.map_err(io::Error::from);
-            }
-            self.searched = self.buffer.len();
-            if self.buffer.len() > MAX_LINE {
-                return Err(io::Error::other("a line is longer than 1 MiB"));
-            }
-            self.buffer.reserve(4 << 10);
-            if self.reader.read_buf(&mut self.buffer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
     }

@@ -1,5 +1,8 @@
 use super::*;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::unix::OwnedReadHalf,
+};
 
 const GREETING: &str =
     "{\"QMP\":{\"version\":{\"qemu\":{\"major\":7,\"minor\":2,\"micro\":0}},\"capabilities\":[]}}\n";
@@ -113,6 +116,7 @@ async fn the_end_of_the_connection_ends_every_wait() {
     };
     let (result, ()) = tokio::join!(qmp.execute("x", Value::Null), serve);
     assert_eq!(result.unwrap_err().reason(), "QMP_CLOSED");
+    assert_eq!(events.recv().await, Some(Event::Lost("it closed the connection".into())));
     assert_eq!(events.recv().await, None);
     assert_eq!(qmp.execute("x", Value::Null).await.unwrap_err().reason(), "QMP_CLOSED");
 }
@@ -121,7 +125,8 @@ async fn the_end_of_the_connection_ends_every_wait() {
 async fn garbage_ends_the_connection() {
     let (qmp, mut events, mut server) = connected().await;
     server.say("this is no JSON\n").await;
-    assert_eq!(events.recv().await, None);
+    let Some(Event::Lost(why)) = events.recv().await else { panic!("not lost") };
+    assert!(why.contains("no JSON"), "{why}");
     assert_eq!(qmp.execute("x", Value::Null).await.unwrap_err().reason(), "QMP_CLOSED");
 }
 
@@ -171,5 +176,31 @@ async fn a_connection_that_a_command_was_cut_off_in_ends() {
         tokio::task::yield_now().await;
     }
     let end = tokio::time::timeout(Duration::from_secs(10), events.recv()).await;
-    assert_eq!(end.expect("nobody would ever connect again"), None);
+    assert!(matches!(end.expect("nobody would ever connect again"), Some(Event::Lost(_))));
+}
+
+#[tokio::test]
+async fn a_storm_of_events_ends_the_connection_and_long_words_are_cut() {
+    const STORM: usize = 100_000;
+    let (_qmp, mut events, mut server) = connected().await;
+    let long = "x".repeat(100_000);
+    server.say(&format!("{{\"event\":\"SHUTDOWN\",\"data\":{{\"reason\":\"{long}\"}}}}\n")).await;
+    let Some(Event::Shutdown(reason)) = events.recv().await else { panic!("no event") };
+    assert!(reason.len() < 300, "{} bytes are kept", reason.len());
+    let storm = async {
+        let mut sent = 0;
+        while sent < STORM && server.writer.write_all(b"{\"event\":\"X\"}\n").await.is_ok() {
+            sent += 1;
+        }
+    };
+    let (lost, ()) = tokio::join!(events.recv(), storm);
+    assert_eq!(lost, Some(Event::Lost("it sends more than anybody could read".into())));
+}
+
+#[tokio::test]
+async fn json_of_any_depth_is_no_harm() {
+    let (_qmp, mut events, mut server) = connected().await;
+    server.say(&format!("{}{}\n", "[".repeat(100_000), "]".repeat(100_000))).await;
+    let Some(Event::Lost(why)) = events.recv().await else { panic!("not lost") };
+    assert!(why.contains("recursion limit"), "{why}");
 }
