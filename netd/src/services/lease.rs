@@ -34,7 +34,10 @@ fn lease(line: &[u8]) -> Option<Lease> {
 /// The file without the leases of these addresses, byte for byte.
 #[must_use]
 pub fn without(file: &[u8], addresses: &BTreeSet<IpAddr>) -> Vec<u8> {
-    let keep = |line: &&[u8]| !lease(line).is_some_and(|lease| addresses.contains(&lease.address));
+    let keep = |line: &&[u8]| {
+        let bare = line.strip_suffix(b"\n").unwrap_or(line);
+        !lease(bare).is_some_and(|lease| addresses.contains(&lease.address))
+    };
     file.split_inclusive(|byte| *byte == b'\n').filter(keep).flatten().copied().collect()
 }
 
@@ -73,5 +76,13 @@ mod test {
         assert_eq!(leases(&rest).len(), 1);
         assert!(rest.windows(4).any(|bytes| bytes == b"duid"));
         assert_eq!(without(FILE, &BTreeSet::new()), FILE);
+    }
+
+    /// What `leases` reads, `without` finds: here the address is the last field.
+    #[test]
+    fn a_line_that_ends_with_its_address_is_pruned() {
+        let line = b"1795627469 52:54:00:aa:bb:cc 10.61.0.11\n";
+        assert_eq!(leases(line).len(), 1);
+        assert_eq!(without(line, &BTreeSet::from(["10.61.0.11".parse().unwrap()])), b"");
     }
 }
