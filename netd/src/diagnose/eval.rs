@@ -6,10 +6,13 @@ use super::{
         Arms, Chain, Condition, Family, Hook, Key, Place, Rule, Ruleset, Statement, Table, Test, Verdict,
     },
 };
-use std::cmp::Reverse;
+use std::{cell::Cell, cmp::Reverse};
 
 /// nft allows 16 jumps (NFT_JUMP_STACK_SIZE).
 const DEEPEST: usize = 17;
+/// Most rules that are looked at for one packet in one base chain. A packet may come to a chain by many ways, and the
+/// ways multiply with each jump; what real programs write takes a few thousand.
+const MOST_RULES: usize = 200_000;
 
 /// What one base chain does with a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +80,7 @@ pub fn hook(ruleset: &Ruleset, layer: Layer<'_>, hook: Hook, packet: &Packet) ->
     chains.sort_by_key(|(table, .., priority)| (*priority, Reverse(table.legacy)));
     let mut met = Vec::new();
     for (table, name, ..) in chains {
-        let walk = Walk { table, packet, base: name };
+        let walk = Walk { table, packet, base: name, left: Cell::new(MOST_RULES) };
         let Some(one) = walk.run() else { continue };
         let ends = matches!(one.judgement, Judgement::Drop { .. });
         met.push(one);
@@ -102,6 +105,8 @@ struct Walk<'a> {
     table: &'a Table,
     packet: &'a Packet,
     base: &'a str,
+    /// How many rules more are looked at.
+    left: Cell<usize>,
 }
 
 /// All ends that a packet may come to in a chain.
@@ -165,6 +170,11 @@ impl Walk<'_> {
             return ends;
         };
         for rule in &chain.rules {
+            let Some(left) = self.left.get().checked_sub(1) else {
+                ends.lost = true;
+                return ends;
+            };
+            self.left.set(left);
             if !self.rule(name, rule, depth, &mut ends) {
                 return ends;
             }

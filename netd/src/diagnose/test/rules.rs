@@ -376,3 +376,25 @@ proptest! {
         let _ = nft::ruleset(&serde_json::json!({"nftables": [{"rule": {"family": "ip", "expr": [{"match": text}]}}]}), &text);
     }
 }
+
+/// Each of 16 chains jumps ten times to the next: nft takes it, and there are 10^16 ways through it.
+#[test]
+fn rules_with_more_ways_than_can_be_walked_cannot_be_told() {
+    let accept = serde_json::json!({"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 7}});
+    let jump = |to: usize| serde_json::json!([accept, {"jump": {"target": format!("c{to}")}}]);
+    let more: Vec<_> = (1..16)
+        .flat_map(|chain| (0..10).map(move |number| (chain, number)))
+        .map(|(chain, number)| {
+            serde_json::json!({"rule": {
+                "family": "inet", "table": "t", "chain": format!("c{chain}"), "handle": 100 * chain + number,
+                "expr": jump(chain + 1)
+            }})
+        })
+        .chain([serde_json::json!({"rule": {
+            "family": "inet", "table": "t", "chain": "c16", "handle": 9, "expr": [{"counter": null}]
+        }})])
+        .collect();
+    let ruleset = forward("accept", &[jump(1)], &more);
+    let met = at(&ruleset, Hook::Forward, out(TCP));
+    assert!(matches!(last(&met), Judgement::Unsure { .. }), "{met:?}");
+}
