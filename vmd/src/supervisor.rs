@@ -379,13 +379,23 @@ async fn load(store: &Store) -> Result<Stored, Fault> {
     let runs = store.load::<Run>(KIND_RUN).await?;
     let mut broken = records.broken;
     broken.extend(runs.broken);
+    broken.extend(records.records.iter().filter(|(id, record)| *id != record.name.as_str()).map(
+        |(id, record)| {
+            let why = format!("it is the record of `{}`", record.name);
+            Broken { id: id.clone(), why }
+        },
+    ));
     for one in &broken {
         tracing::error!(vm = one.id, why = one.why, "a record cannot be read; it is left as it is");
     }
     let whole = |name: &Name| broken.iter().all(|broken| broken.id != name.as_str());
     let runs: BTreeMap<_, _> = runs.records.into_iter().collect();
-    let records: Vec<Record> =
-        records.records.into_iter().map(|(_, record)| record).filter(|record| whole(&record.name)).collect();
+    let records: Vec<Record> = records
+        .records
+        .into_iter()
+        .filter(|(id, record)| whole(&record.name) && *id == record.name.as_str())
+        .map(|(_, record)| record)
+        .collect();
     let used: BTreeSet<String> = records
         .iter()
         .filter(|record| runs.contains_key(record.name.as_str()))

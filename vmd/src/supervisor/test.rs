@@ -110,3 +110,19 @@ async fn a_machine_with_a_broken_record_is_left_alone_with_its_ports() {
         assert_eq!((state.broken.len(), state.runs), (1, runs));
     }
 }
+
+/// Its run record and its ports go by the id, so that they would be taken for another machine's.
+#[tokio::test]
+async fn a_machine_whose_record_has_another_name_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let supervisor = open(dir.path(), FakePorts::default()).await;
+    supervisor.create(new("web", spec(&[]))).await.unwrap();
+    let store = &supervisor.0.context.store;
+    let mut record = store.load::<serde_json::Value>(KIND_VM).await.unwrap().records.remove(0).1;
+    record["name"] = "db".into();
+    store.commit(vec![Op::put(KIND_VM, "web", &record).unwrap()]).await.unwrap();
+    let state = load(store).await.unwrap();
+    assert!(state.records.is_empty(), "{:?}", state.records);
+    assert_eq!((state.broken.len(), state.broken[0].id.as_str()), (1, "web"));
+    assert!(state.broken[0].why.contains("`db`"), "{:?}", state.broken);
+}
