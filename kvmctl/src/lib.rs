@@ -5,6 +5,8 @@ mod client;
 mod commands;
 mod complete;
 pub mod diagnose;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod man;
 pub mod output;
 pub mod parse;

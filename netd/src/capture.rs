@@ -3,6 +3,8 @@
 //! Memory is bounded by few pieces of bounded size. A reader that falls behind stops the reading of the socket; what
 //! the kernel has no room for then, it drops and counts.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod pcapng;
 
 use crate::{

@@ -8,6 +8,8 @@ mod capture;
 pub mod config;
 mod convert;
 pub mod diagnose;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod kernel;
 pub mod model;
 pub mod plan;

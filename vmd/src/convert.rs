@@ -1,6 +1,8 @@
 //! Between wire types and the model: requests are checked here, and nothing unchecked gets further in.
 
 mod emit;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod nic;
 mod parse;
 

@@ -9,6 +9,8 @@ pub mod config;
 pub mod console;
 pub mod convert;
 pub mod driver;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod machine;
 pub mod model;
 pub mod ports;

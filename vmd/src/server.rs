@@ -1,6 +1,8 @@
 //! `vmd.v1` over gRPC: conversions and streams, no decisions.
 
 mod console;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 
 use crate::{
     convert,

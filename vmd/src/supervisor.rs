@@ -1,5 +1,8 @@
 //! Which machines there are: records and drivers, made and removed together.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 use crate::{
     adopt::{self, Found},
     config::Config,

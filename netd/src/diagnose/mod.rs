@@ -5,6 +5,8 @@
 
 pub mod eval;
 pub mod facts;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod health;
 pub mod iptables;
 pub mod nft;

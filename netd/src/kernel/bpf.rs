@@ -65,7 +65,7 @@ pub(super) fn refused(message: impl Into<String>) -> Fault {
     Fault::new(Kind::InvalidArgument, "INVALID_FILTER", message)
 }
 
-fn check(filter: &str) -> Result<(), Fault> {
+pub(crate) fn check(filter: &str) -> Result<(), Fault> {
     if filter.len() > LONGEST {
         return Err(refused(format!("the filter has {} bytes, and {LONGEST} is the most", filter.len())));
     }
@@ -171,7 +171,7 @@ fn forbid_sockets() -> io::Result<()> {
 }
 
 /// The number of instructions, then one a line.
-fn parse(text: &str) -> Option<Program> {
+pub(crate) fn parse(text: &str) -> Option<Program> {
     let mut lines = text.lines();
     let count: usize = lines.next()?.trim().parse().ok()?;
     let instructions = lines.map(instruction).collect::<Option<Vec<_>>>()?;

@@ -30,6 +30,8 @@ const PROTO_DESTINATION: u16 = 3;
 /// include/uapi/linux/netlink.h.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// include/linux/err.h.
+const MAX_ERRNO: i32 = 4095;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
@@ -41,7 +43,7 @@ const SOURCE_NAT: u32 = 1 << 4;
 const DESTINATION_NAT: u32 = 1 << 5;
 /// Lengths of nlmsghdr and nfgenmsg.
 const HEADER: usize = 16;
-const GENERIC: usize = 4;
+pub(super) const GENERIC: usize = 4;
 /// The kernel answers at once; longer, and something is wrong with it.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -116,12 +118,20 @@ struct Tuple {
 
 /// An entry of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
+pub(super) struct Entry {
     original: Tuple,
     reply: Tuple,
     status: u32,
     /// The attributes that name it, as they came.
     name: Vec<u8>,
+}
+
+#[cfg(any(test, fuzzing))]
+impl Entry {
+    /// Whether a request to delete it names it.
+    pub(super) fn is_named(&self) -> bool {
+        attribute(&self.name, TUPLE_ORIGINAL).is_some_and(|tuple| !tuple.is_empty())
+    }
 }
 
 /// Ends the flows of forwards that are no more, and such that were under way before there was their forward. New flows
@@ -181,19 +191,31 @@ fn exchange(socket: &OwnedFd, request: &[u8], mut each: impl FnMut(&[u8])) -> Re
     let mut buffer = vec![0; 1 << 16];
     loop {
         let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
-        let mut rest = &buffer[..length];
-        while let Some((kind, message, after)) = next_message(rest) {
-            rest = after;
-            match kind {
-                DONE => return Ok(()),
-                ERROR => {
-                    let code = message.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
-                    return if code == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(-code)) };
-                }
-                _ => each(message),
-            }
+        if let Some(end) = messages(&buffer[..length], &mut each) {
+            return end;
         }
     }
+}
+
+/// Gives each message of a datagram to `each`, up to an acknowledgement or the end of a dump; `None` if more is to come.
+pub(super) fn messages(mut rest: &[u8], each: &mut impl FnMut(&[u8])) -> Option<Result<(), Errno>> {
+    while let Some((kind, message, after)) = next_message(rest) {
+        rest = after;
+        match kind {
+            DONE => return Some(Ok(())),
+            ERROR => {
+                let code = message.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
+                return Some(match code.checked_neg() {
+                    Some(0) => Ok(()),
+                    // Errno can hold no other numbers.
+                    Some(number @ 1..=MAX_ERRNO) => Err(Errno::from_raw_os_error(number)),
+                    _ => Err(Errno::PROTO),
+                });
+            }
+            _ => each(message),
+        }
+    }
+    None
 }
 
 /// Type and content of the first message, and what follows it.
@@ -238,7 +260,7 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
 }
 
 /// An entry of TCP or UDP; `None` for what has no ports.
-fn parse(bytes: &[u8]) -> Option<Entry> {
+pub(super) fn parse(bytes: &[u8]) -> Option<Entry> {
     let mut name = Vec::new();
     for (kind, _, mut whole) in attributes(bytes) {
         match kind {
@@ -356,6 +378,26 @@ mod test {
             assert_eq!(parse(&whole[..length]), None);
         }
         assert!(next_message(&[20, 0, 0, 0, 1, 1]).is_none());
+    }
+
+    #[test]
+    fn an_error_that_is_no_errno_is_one_all_the_same() {
+        let answer = |code: i32| {
+            let mut message = 20_u32.to_ne_bytes().to_vec();
+            message.extend(ERROR.to_ne_bytes());
+            message.resize(HEADER, 0);
+            message.extend(code.to_ne_bytes());
+            messages(&message, &mut |_: &[u8]| {})
+        };
+        assert_eq!(answer(0), Some(Ok(())));
+        assert_eq!(answer(-2), Some(Err(Errno::NOENT)));
+        for code in [i32::MIN, 1, -4096, i32::MAX] {
+            assert_eq!(answer(code), Some(Err(Errno::PROTO)), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_length_of_nothing_is_no_message() {
         assert!(next_message(&[0; 16]).is_none(), "a length of nothing would never end");
     }
 }

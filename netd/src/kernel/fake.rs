@@ -116,7 +116,7 @@ impl FakeKernel {
             host.sysctls.insert(key.to_owned(), value.to_owned());
         }
         for (name, kind) in [("lo", LinkKind::Loopback), ("eth0", LinkKind::Nic), ("eth1", LinkKind::Nic)] {
-            host.add_link(&name.parse().unwrap(), kind);
+            host.add_link(&name.parse().expect("a link's name"), kind);
         }
         Self {
             state: Arc::new(Mutex::new(State { host, ..State::default() })),
@@ -310,7 +310,7 @@ impl Host {
 
     /// The link of that name, which the test knows to exist.
     pub fn link(&mut self, name: &str) -> &mut Link {
-        self.links.get_mut(&name.parse().unwrap()).expect("the test made that link")
+        self.links.get_mut(&name.parse().expect("a link's name")).expect("the test made that link")
     }
 
     fn observe(&self, scope: &Scope) -> Observed {

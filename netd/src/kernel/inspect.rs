@@ -315,7 +315,7 @@ fn is_tap(message: &LinkMessage) -> bool {
     infos(message).any(|info| matches!(info, LinkInfo::Data(InfoData::Tun(_))))
 }
 
-fn own_netfilter(message: &LinkMessage) -> Option<[bool; 2]> {
+pub(super) fn own_netfilter(message: &LinkMessage) -> Option<[bool; 2]> {
     let data = infos(message)
         .find_map(|i| if let LinkInfo::Data(InfoData::Bridge(b)) = i { Some(b) } else { None })?;
     let mut own = [false; 2];

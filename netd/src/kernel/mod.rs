@@ -5,8 +5,10 @@ mod allow;
 pub mod bpf;
 pub mod cell;
 mod conntrack;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod fake;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod inspect;
 mod link;
 mod linux;

@@ -246,7 +246,7 @@ fn passing_over<T>(result: Result<T, Error>, means_done: &[i32]) -> Result<(), E
 }
 
 /// Our token bucket where a link sends.
-fn bucket(message: &TcMessage) -> Option<Bucket> {
+pub(super) fn bucket(message: &TcMessage) -> Option<Bucket> {
     let ours = message.header.parent == TcHandle::ROOT && message.header.handle.major == MARK;
     let tbf = message.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == TBF));
     let options = message.attributes.iter().find_map(|attribute| match attribute {
@@ -273,7 +273,7 @@ fn bucket(message: &TcMessage) -> Option<Bucket> {
 }
 
 /// Where our filter leads; 0 if that link is gone.
-fn target(message: &TcMessage) -> Option<u32> {
+pub(super) fn target(message: &TcMessage) -> Option<u32> {
     let ours = TcHandle::from(message.header.info).major == MARK;
     let options = message.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) if ours => Some(options),

@@ -22,8 +22,8 @@ pub struct Listener {
 }
 
 /// States of include/net/tcp_states.h: a TCP socket that listens, a UDP socket that is not connected.
-const TCP_LISTEN: &str = "0A";
-const UDP_OPEN: &str = "07";
+pub(super) const TCP_LISTEN: &str = "0A";
+pub(super) const UDP_OPEN: &str = "07";
 
 /// The sockets that take new flows to a port, in the network namespace of the calling thread. Whoever opens many of
 /// them, or many files, makes it slow: it is done apart from what answers requests.
@@ -62,12 +62,19 @@ fn find(protocol: Protocol, port: u16) -> Result<Vec<Listener>, Fault> {
 
 /// Address and inode of a line about a socket in that state at that port.
 fn parse(line: &str, port: u16, state: &str) -> Option<(IpAddr, u64)> {
+    let (address, at, inode) = parse_any(line, state)?;
+    (at == port).then_some((address, inode))
+}
+
+/// Address, port and inode of a line about a socket in that state.
+pub(super) fn parse_any(line: &str, state: &str) -> Option<(IpAddr, u16, u64)> {
     let mut fields = line.split_whitespace();
-    let (address, at) = fields.nth(1)?.split_once(':')?;
-    if u16::from_str_radix(at, 16).ok()? != port || fields.nth(1)? != state {
+    let (address, port) = fields.nth(1)?.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    if fields.nth(1)? != state {
         return None;
     }
-    Some((parse_address(address)?, fields.nth(5)?.parse().ok()?))
+    Some((parse_address(address)?, port, fields.nth(5)?.parse().ok()?))
 }
 
 /// Words of four bytes, each as a number of the host's byte order.

@@ -8,6 +8,8 @@
 
 mod engine;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod launch;
 mod lease;
 mod render;

@@ -3,6 +3,8 @@
 //! The other end is not trusted: lines and waits are bounded, replies go by id, late ones are dropped, and events that
 //! nobody knows pass.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod lines;
 
 use lines::Lines;

@@ -91,7 +91,7 @@ impl Stderr {
 }
 
 /// The last lines without QEMU's time stamps and its own name.
-fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(bare).filter(|line| !line.is_empty()).collect();
     let first = lines.len().saturating_sub(QUOTED_LINES);
     lines[first..]
