@@ -1,6 +1,7 @@
 //! What all three programs need: names, errors, sockets, the state store, telemetry and an orderly end.
 //! It knows gRPC and knows no resource.
 
+pub mod events;
 pub mod fault;
 pub mod limits;
 pub mod mac;
@@ -15,3 +16,4 @@ pub mod steps;
 pub mod store;
 pub mod telemetry;
 pub mod time;
+pub mod watch;

@@ -4,6 +4,7 @@
 //! the connection and takes jobs in order.
 
 use crate::{
+    events::{self, EventLog, News, Pending},
     fault::{Fault, Kind},
     steps,
 };
@@ -73,6 +74,7 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Clone, Debug)]
 pub struct Store {
     jobs: mpsc::UnboundedSender<Job>,
+    events: EventLog,
     instance: Uuid,
     created: bool,
 }
@@ -103,6 +105,7 @@ impl Store {
             Opening::Sqlite(e) => failed("read", &e),
             Opening::Refused(fault) => fault,
         })?;
+        let events = events::opened(&mut connection).map_err(|e| failed("read", &e))?;
         let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
         thread::Builder::new()
             .name("store".into())
@@ -114,7 +117,7 @@ impl Store {
                 }
             })
             .map_err(|e| failed("start the thread for", &e))?;
-        Ok(Self { jobs, instance, created })
+        Ok(Self { jobs, events, instance, created })
     }
 
     /// The id made when the store was; it marks this daemon's objects in the kernel.
@@ -134,29 +137,48 @@ impl Store {
     /// # Errors
     /// RESOURCE_EXHAUSTED if the disk is full, else FAILED_PRECONDITION. Nothing was changed.
     pub async fn commit(&self, ops: Vec<Op>) -> Result<(), Fault> {
-        let ops: Arc<[Op]> = ops.into();
-        steps::step(|| names(&ops), || self.carry_out(Arc::clone(&ops))).await
+        self.commit_telling(ops, Vec::new()).await.map(drop)
     }
 
-    async fn carry_out(&self, ops: Arc<[Op]>) -> Result<(), Fault> {
-        self.run(move |connection| {
-            let transaction = connection.transaction()?;
-            for op in ops.iter() {
-                match &op.document {
-                    Some(document) => transaction
-                        .prepare_cached(
-                            "INSERT INTO o (kind, id, doc) VALUES (?1, ?2, ?3)
-                             ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc",
-                        )?
-                        .execute(params![op.kind, op.id, document])?,
-                    None => transaction
-                        .prepare_cached("DELETE FROM o WHERE kind = ?1 AND id = ?2")?
-                        .execute(params![op.kind, op.id])?,
-                };
+    /// As `commit`, and numbers and records what is to be told of it in the same transaction. It is told when the
+    /// answer is dropped.
+    ///
+    /// # Errors
+    /// As `commit`.
+    pub async fn commit_telling(&self, ops: Vec<Op>, news: Vec<News>) -> Result<Pending, Fault> {
+        let (ops, news): (Arc<[Op]>, Arc<[News]>) = (ops.into(), news.into());
+        let work = || {
+            let (ops, news, events) = (Arc::clone(&ops), Arc::clone(&news), self.events.clone());
+            self.run(move |connection| write(connection, &ops, &events, &news))
+        };
+        steps::step(|| names(&ops), work).await
+    }
+
+    /// Tells what belongs to no change of a record, in the background: an event is no reason to wait, and its loss
+    /// none to fail. `ops` are what is to be known at the next start along with it. Neither is lost by the end of
+    /// this process, once it is written, and nothing is told before; the host's own end may lose both.
+    pub fn tell(&self, ops: Vec<Op>, news: Vec<News>) {
+        let events = self.events.clone();
+        let told = self.jobs.send(Box::new(move |connection| {
+            let result = if events.may_be_quick() {
+                relaxed(connection, |connection| write(connection, &ops, &events, &news))
+            } else {
+                write(connection, &ops, &events, &news)
+            };
+            if let Err(error) = result {
+                tracing::warn!(%error, lost = news.len(), "cannot keep events");
+                events.lose();
             }
-            transaction.commit()
-        })
-        .await
+        }));
+        if told.is_err() {
+            tracing::warn!("the thread of the state store has ended: events are lost");
+        }
+    }
+
+    /// What happened to the records, and to what they stand for.
+    #[must_use]
+    pub fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// Reads all records of a kind.
@@ -217,6 +239,42 @@ fn names(ops: &[Op]) -> String {
         format!(" {verb} {}/{}", op.kind, op.id)
     };
     format!("commit{}", ops.iter().map(name).collect::<String>())
+}
+
+fn write(
+    connection: &mut Connection,
+    ops: &[Op],
+    events: &EventLog,
+    news: &[News],
+) -> rusqlite::Result<Pending> {
+    let transaction = connection.transaction()?;
+    for op in ops {
+        match &op.document {
+            Some(document) => transaction
+                .prepare_cached(
+                    "INSERT INTO o (kind, id, doc) VALUES (?1, ?2, ?3)
+                     ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc",
+                )?
+                .execute(params![op.kind, op.id, document])?,
+            None => transaction
+                .prepare_cached("DELETE FROM o WHERE kind = ?1 AND id = ?2")?
+                .execute(params![op.kind, op.id])?,
+        };
+    }
+    let numbered = events.write(&transaction, news)?;
+    transaction.commit()?;
+    Ok(events.append(numbered))
+}
+
+/// Runs `work` without waiting for the disk. The next transaction that waits, waits for this one too.
+fn relaxed<T>(
+    connection: &mut Connection,
+    work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    let result = work(connection);
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    result
 }
 
 /// Only the last folder is private: those above it are other daemons' way to theirs.
