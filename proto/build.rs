@@ -3,7 +3,7 @@
 use prost::Message as _;
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "netd/v1/network.proto",
     "netd/v1/port.proto",
     "netd/v1/forward.proto",
@@ -12,6 +12,7 @@ const FILES: [&str; 9] = [
     "netd/v1/group.proto",
     "netd/v1/host.proto",
     "netd/v1/diagnose.proto",
+    "vmd/v1/event.proto",
     "vmd/v1/vm.proto",
 ];
 

@@ -1,11 +1,13 @@
 //! Wire types to model types and back: where a request is checked for form.
 
 pub mod diagnose;
+mod event;
 mod forward;
 mod group;
 mod port;
 mod service;
 
+pub use event::{event, message};
 pub use forward::{forward, forward_key, new_forward};
 pub use group::{group, group_change, new_group};
 pub use port::{Seen, new_port, port, port_change, port_key};
@@ -13,7 +15,7 @@ pub use service::lease;
 
 use crate::{
     alloc::{self, MOST_MTU},
-    model::{Event, EventKind, IfName, Mode, NetworkSpec, State},
+    model::{IfName, Mode, NetworkSpec, State},
     reconciler::{NetworkChange, NetworkView, NewNetwork, ServicesChange},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -244,23 +246,6 @@ fn state(state: &State, deleting: bool) -> (wire::ObjectState, String) {
         _ if deleting => (wire::ObjectState::Deleting, String::new()),
         State::Pending => (wire::ObjectState::Pending, String::new()),
         State::Ready => (wire::ObjectState::Ready, String::new()),
-    }
-}
-
-/// An event for the wire.
-pub fn event(event: Event) -> wire::Event {
-    let kind = match event.kind {
-        EventKind::Repaired => wire::EventKind::Repaired,
-        EventKind::Drifted => wire::EventKind::Drifted,
-        EventKind::Degraded => wire::EventKind::Degraded,
-        EventKind::Recovered => wire::EventKind::Recovered,
-    };
-    wire::Event {
-        revision: event.revision,
-        time: time(event.time),
-        kind: kind.into(),
-        resource: event.resource,
-        message: event.message,
     }
 }
 

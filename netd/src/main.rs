@@ -9,6 +9,7 @@ use netd::{
     services::{Engine, Services, Settings, launch},
 };
 use shared::{
+    events::{EventKind, News},
     fault::{Fault, Kind},
     limits,
     serve::serve,
@@ -62,6 +63,8 @@ async fn run(config: Config) -> Result<(), Fault> {
         None => group_id("kvmctl"),
     };
     let store = Store::open(&config.state_dir)?;
+    let began = format!("netd {} began", env!("CARGO_PKG_VERSION"));
+    store.tell(Vec::new(), vec![News::of(EventKind::Started, "", began)]);
     let kernel = LinuxKernel::new()?;
     let settings = Settings::new(config.dnsmasq, config.run_dir, store.instance().simple().to_string())?;
     let engine = Arc::new(Engine::new(settings, kernel.clone()));
@@ -83,11 +86,12 @@ async fn run(config: Config) -> Result<(), Fault> {
         let stop = stop.clone();
         async move { engine.run(stop).await }
     });
-    let routes = server::routes(reconciler, stop.clone());
+    let routes = server::routes(reconciler.clone(), stop.clone());
     let served = serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
     stop.cancel();
     repair.abort();
     looked_after.abort();
+    reconciler.ended().await;
     telemetry.finish().await;
     served
 }

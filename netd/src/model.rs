@@ -1,12 +1,10 @@
 //! What netd thinks in: validated, and free of wire and kernel types.
 
-mod event;
 mod forward;
 mod group;
 mod port;
 mod service;
 
-pub use event::{Event, EventKind};
 pub use forward::{Forward, ForwardKey, ForwardSpec, Forwarding, Protocol, Target, forward_resource};
 pub use group::{Allowance, Direction, Group, GroupSpec, IpProtocol, Remote, Rule};
 pub use port::{Port, PortKey, PortSpec, Rate, Reservation, port_resource};

@@ -21,14 +21,13 @@ mod test;
 use crate::{
     kernel::{Action, Kernel, Observed, Scope, Traffic},
     model::{
-        Event, Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State,
-        forward_resource,
+        Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
     },
     plan::Desired,
     services::{Services, Status},
 };
-use events::{EVENT, Events};
 use shared::{
+    events::{EventKind, News},
     fault::{Fault, Kind},
     name::Name,
     steps,
@@ -42,7 +41,6 @@ use std::{
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::Instrument as _;
 
-pub use events::Watch;
 pub use forward::{ForwardView, NewForward};
 pub use group::{GroupChange, GroupView, NewGroup};
 pub use network::{NetworkChange, NewNetwork, ServicesChange};
@@ -70,7 +68,6 @@ impl<K> Clone for Reconciler<K> {
 struct Inner<K> {
     kernel: K,
     store: Store,
-    events: Events,
     services: Services,
     /// Held for the whole of a change.
     writer: Mutex<Writer>,
@@ -132,7 +129,6 @@ impl<K: Kernel> Reconciler<K> {
         let groups = store.load::<Group>(GROUP).await?;
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
         let reservations = store.load::<Reservation>(RESERVATION).await?;
-        let events = store.load::<Event>(EVENT).await?;
         let broken = [
             networks.broken,
             ports.broken,
@@ -140,7 +136,7 @@ impl<K: Kernel> Reconciler<K> {
             groups.broken,
             sysctls.broken,
             reservations.broken,
-            events.broken,
+            store.events().broken().to_vec(),
         ]
         .concat();
         let warnings = broken
@@ -157,8 +153,7 @@ impl<K: Kernel> Reconciler<K> {
             saved: sysctls.records.into_iter().collect(),
         };
         let records = RwLock::new(Records { desired, states: BTreeMap::new(), warnings });
-        let events = Events::new(events.records.into_iter().map(|(_, event)| event).collect());
-        Ok(Self(Arc::new(Inner { kernel, store, services, events, writer: Mutex::default(), records })))
+        Ok(Self(Arc::new(Inner { kernel, store, services, writer: Mutex::default(), records })))
     }
 
     /// Runs a change to its end even if the caller goes away.
@@ -295,13 +290,22 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     async fn put_network(&self, network: &Network) -> Result<(), Fault> {
-        self.0.store.commit(vec![Op::put(NETWORK, network.name.to_string(), network)?]).await?;
+        let news = {
+            let records = self.read();
+            events::recorded(records.desired.networks.get(&network.name), network)
+        };
+        let op = Op::put(NETWORK, network.name.to_string(), network)?;
+        let _told = self.0.store.commit_telling(vec![op], news).await?;
         self.write().desired.networks.insert(network.name.clone(), network.clone());
         Ok(())
     }
 
     async fn put_port(&self, port: &Port) -> Result<(), Fault> {
-        self.0.store.commit(vec![Op::put(PORT, port.resource(), port)?]).await?;
+        let news = {
+            let records = self.read();
+            events::recorded(records.desired.ports.get(&port.key()), port)
+        };
+        let _told = self.0.store.commit_telling(vec![Op::put(PORT, port.resource(), port)?], news).await?;
         self.write().desired.ports.insert(port.key(), port.clone());
         Ok(())
     }
@@ -328,7 +332,12 @@ impl<K: Kernel> Reconciler<K> {
         if ops.is_empty() {
             return Ok(());
         }
-        self.0.store.commit(ops).await?;
+        let forwards_gone = forwards.iter().map(|key| forward_resource(&key.0, &key.1));
+        let gone = forwards_gone
+            .chain(ports.iter().map(port_name))
+            .chain(networks.iter().map(|name| format!("networks/{name}")));
+        let news = gone.map(|resource| News::of(EventKind::Deleted, resource, "")).collect();
+        let _told = self.0.store.commit_telling(ops, news).await?;
         let mut records = self.write();
         for name in networks {
             records.desired.networks.remove(name);

@@ -1,12 +1,14 @@
 //! Between wire types and the model: requests are checked here, and nothing unchecked gets further in.
 
 mod emit;
+mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod nic;
 mod parse;
 
 pub use emit::{accelerator, timestamp, vm};
+pub use event::{event, message};
 pub use parse::{labels, resource, spec, stop_timeout};
 
 /// Collection of machines in resource names.

@@ -5,6 +5,7 @@
 
 mod exit;
 mod health;
+mod news;
 mod ops;
 mod records;
 mod show;
@@ -23,8 +24,18 @@ use crate::{
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use health::Health;
 use ops::{Done, Op};
-use shared::fault::{Fault, Kind};
-use std::{future::pending, sync::Arc, time::Duration};
+use shared::{
+    events,
+    fault::{Fault, Kind},
+};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, sleep_until},
@@ -103,9 +114,16 @@ pub struct Handle {
     pub watch: watch::Receiver<Arc<Vm>>,
     /// Its console.
     pub console: Arc<Console>,
+    gone: Arc<AtomicBool>,
 }
 
 impl Handle {
+    /// The machine as it is; `None` once its record is deleted.
+    #[must_use]
+    pub fn now(&self) -> Option<Arc<Vm>> {
+        (!self.gone.load(Ordering::Acquire)).then(|| self.watch.borrow().clone())
+    }
+
     /// Carries out a verb, and gives the machine as it is then.
     ///
     /// # Errors
@@ -148,6 +166,11 @@ struct Driver<P: Ports> {
     state: State,
     status: Status,
     show: watch::Sender<Arc<Vm>>,
+    /// The status that was told of last.
+    told: Status,
+    /// Told when the machine can be seen as it is.
+    untold: Option<events::Pending>,
+    gone: Arc<AtomicBool>,
     launch: Option<(Launch, CancellationToken)>,
     held: Option<Held>,
     monitor: Option<Monitor>,
@@ -187,11 +210,15 @@ pub fn spawn<P: Ports>(
     let first = Vm { record: record.clone(), status: status.clone() };
     let (show, watch) = watch::channel(Arc::new(first));
     let (commands, queue) = mpsc::channel(COMMANDS);
+    let gone = Arc::new(AtomicBool::new(false));
     let mut driver = Driver {
         context,
         record,
         console: Arc::clone(&console),
         state: State::Stopped,
+        told: status.clone(),
+        untold: None,
+        gone: Arc::clone(&gone),
         status,
         show,
         launch: None,
@@ -212,6 +239,9 @@ pub fn spawn<P: Ports>(
         Initial::AtRest(exit) => {
             driver.state = if exit.error.is_empty() { State::Stopped } else { State::Failed };
             driver.status.exit = exit;
+            driver.status.state = driver.state;
+            // That was told when it ended, or will be by whoever found it gone.
+            driver.told = driver.status.clone();
         }
         Initial::Alive(live) => {
             driver.state = if live.paused { State::Paused } else { State::Running };
@@ -219,7 +249,7 @@ pub fn spawn<P: Ports>(
         }
     }
     driver.publish();
-    (Handle { commands, watch, console }, driver.run(queue))
+    (Handle { commands, watch, console, gone }, driver.run(queue))
 }
 
 impl<P: Ports> Driver<P> {
@@ -335,7 +365,8 @@ impl<P: Ports> Driver<P> {
                     LastExit { reason: "it could not be started".into(), error: fault.chain() }
                 };
                 self.launch_fault = Some(fault);
-                self.record_exit().await;
+                let state = machine::step(self.state, Event::LaunchFailed).0;
+                self.record_exit(state).await;
                 self.feed(Event::LaunchFailed, None).await;
             }
         }

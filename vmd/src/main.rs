@@ -60,6 +60,7 @@ async fn run(config: Config) -> Result<(), Fault> {
     let result = serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
     stop.cancel();
     let _ = tokio::time::timeout(LAST_WORDS, supervisor.join()).await;
+    let _ = tokio::time::timeout(LAST_WORDS, supervisor.ended()).await;
     tracing::info!("ended; guests go on");
     telemetry.finish().await;
     result

@@ -36,6 +36,14 @@ pub struct Record {
     pub macs: Vec<Mac>,
 }
 
+impl Record {
+    /// Its resource name.
+    #[must_use]
+    pub fn resource(&self) -> String {
+        format!("vms/{}", self.name)
+    }
+}
+
 /// What a client asks of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {

@@ -3,6 +3,7 @@
 mod console;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod watch;
 
 use crate::{
     convert,
@@ -17,6 +18,7 @@ use proto::vmd::v1::{
     self as wire, AttachConsoleRequest, ConsoleChunk, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
     GetHostRequest, GetVmRequest, ListVmsRequest, ListVmsResponse, PauseVmRequest, ReadConsoleLogRequest,
     ResetVmRequest, ResumeVmRequest, StartVmRequest, StopVmRequest, WatchVmRequest,
+    event_service_server::EventServiceServer,
     host_service_server::{HostService, HostServiceServer},
     vm_service_server::{VmService, VmServiceServer},
 };
@@ -40,10 +42,11 @@ struct Server<P> {
     stop: CancellationToken,
 }
 
-/// Both services.
+/// All services.
 pub fn routes<P: Ports>(supervisor: Supervisor<P>, stop: CancellationToken) -> Routes {
     let server = Arc::new(Server { supervisor, stop });
     Routes::new(VmServiceServer::from_arc(Arc::clone(&server)))
+        .add_service(EventServiceServer::from_arc(Arc::clone(&server)))
         .add_service(HostServiceServer::from_arc(server))
 }
 
@@ -71,6 +74,7 @@ impl<P: Ports> Server<P> {
 #[tonic::async_trait]
 impl<P: Ports> VmService for Server<P> {
     type WatchVmStream = Vms;
+    type WatchVmsStream = watch::Messages<wire::WatchVmsResponse>;
     type ReadConsoleLogStream = Chunks;
     type AttachConsoleStream = Chunks;
 
@@ -166,6 +170,10 @@ impl<P: Ports> VmService for Server<P> {
             Some((item, rest))
         });
         Ok(Response::new(vms.boxed()))
+    }
+
+    async fn watch_vms(&self, request: Request<wire::WatchVmsRequest>) -> Answer<Self::WatchVmsStream> {
+        Ok(Response::new(watch::vms(self, request.into_inner())?))
     }
 
     async fn read_console_log(&self, request: Request<ReadConsoleLogRequest>) -> Answer<Chunks> {

@@ -15,6 +15,7 @@ use crate::{
 };
 use futures_util::future::join_all;
 use shared::{
+    events::{EventKind, EventLog, News},
     fault::{Fault, Kind},
     mac::Mac,
     name::Name,
@@ -76,6 +77,8 @@ impl<P: Ports> Supervisor<P> {
         let state_dir = private_folder(&config.state_dir, "--state-dir")?;
         let run_dir = private_folder(&config.run_dir, "--run-dir")?;
         let store = Store::open(&state_dir)?;
+        let began = format!("vmd {} began", env!("CARGO_PKG_VERSION"));
+        store.tell(Vec::new(), vec![News::of(EventKind::Started, "", began)]);
         let epoch = next_epoch(&store).await?;
         let Stored { records, mut runs, exits, orphans, broken } = load(&store).await?;
         let launcher = std::env::current_exe()
@@ -128,7 +131,8 @@ impl<P: Ports> Supervisor<P> {
                     tracing::warn!(vm = %record.name, reason, "its run is over");
                     let exit = LastExit { reason, error: String::new() };
                     let op = Op::put(KIND_EXIT, record.name.as_str(), &exit)?;
-                    start::clean_up(context, &record, vec![op]).await;
+                    let news = News::of(EventKind::Exited, record.resource(), exit.reason.clone());
+                    drop(start::clean_up(context, &record, vec![op], vec![news]).await);
                     Initial::AtRest(exit)
                 }
             },
@@ -211,7 +215,9 @@ impl<P: Ports> Supervisor<P> {
             macs,
         };
         let console = self.console(&record.name)?;
-        self.0.context.store.commit(vec![Op::put(KIND_VM, record.name.as_str(), &record)?]).await?;
+        let op = Op::put(KIND_VM, record.name.as_str(), &record)?;
+        let news = News::of(EventKind::Created, record.resource(), "");
+        let _told = self.0.context.store.commit_telling(vec![op], vec![news]).await?;
         let handle = self.add(record, console, Initial::AtRest(LastExit::default()));
         Ok(handle.watch.borrow().clone())
     }
@@ -303,6 +309,20 @@ impl<P: Ports> Supervisor<P> {
             Ok(())
         };
         self.to_the_end(work).await
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn log(&self) -> &EventLog {
+        self.0.context.store.events()
+    }
+
+    /// Tells that vmd ends, as the last thing. What was told before is then safe from the host's end too.
+    pub async fn ended(&self) {
+        let news = News::of(EventKind::Stopped, "", "vmd ended; guests go on");
+        if let Err(fault) = self.0.context.store.commit_telling(Vec::new(), vec![news]).await {
+            tracing::warn!(error = fault.chain(), "cannot keep the last event");
+        }
     }
 
     /// This host's QEMU.

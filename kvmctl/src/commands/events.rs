@@ -23,7 +23,7 @@ pub async fn run(since: i64, follow: bool, clients: &Clients, printer: &mut Prin
         last = event.revision;
     }
     let mut events = clients.events()?;
-    let request = Request::new(wire::WatchEventsRequest { since_revision: last });
+    let request = Request::new(wire::WatchEventsRequest { since_revision: last, since_epoch: String::new() });
     let mut news = clients.netd.call(DEADLINE, events.watch_events(request)).await?;
     while let Some(event) = news.message().await.map_err(Fault::from)? {
         printer.entry(&Event::from(event))?;
@@ -35,7 +35,7 @@ async fn all(since: i64, clients: &Clients) -> Result<Vec<Event>, Fault> {
     let mut found = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = wire::ListEventsRequest { since_revision: since, page_size: 0, page_token };
+        let request = wire::ListEventsRequest { since_revision: since, page_token, ..Default::default() };
         let mut events = clients.events()?;
         let page = clients.netd.call(DEADLINE, events.list_events(within(DEADLINE, request))).await?;
         found.extend(page.events.into_iter().map(Event::from));

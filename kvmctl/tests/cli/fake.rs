@@ -93,6 +93,15 @@ struct Networks(Mutex<Vec<netd::Network>>);
 
 #[tonic::async_trait]
 impl netd::network_service_server::NetworkService for Networks {
+    type WatchNetworksStream = Items<netd::WatchNetworksResponse>;
+
+    async fn watch_networks(
+        &self,
+        _: Request<netd::WatchNetworksRequest>,
+    ) -> Reply<Self::WatchNetworksStream> {
+        unused()
+    }
+
     async fn get_network(&self, request: Request<netd::GetNetworkRequest>) -> Reply<netd::Network> {
         let name = request.into_inner().name;
         let found = self.0.lock().unwrap().iter().find(|network| network.name == name).cloned();
@@ -175,6 +184,12 @@ struct Ports {
 
 #[tonic::async_trait]
 impl netd::port_service_server::PortService for Ports {
+    type WatchPortsStream = Items<netd::WatchPortsResponse>;
+
+    async fn watch_ports(&self, _: Request<netd::WatchPortsRequest>) -> Reply<Self::WatchPortsStream> {
+        unused()
+    }
+
     async fn get_port(&self, request: Request<netd::GetPortRequest>) -> Reply<netd::Port> {
         use netd::AddressEvidence::{Observed, Static};
         let name = request.into_inner().name;
@@ -314,6 +329,12 @@ fn unused<T>() -> Reply<T> {
 
 #[tonic::async_trait]
 impl vmd::vm_service_server::VmService for Vms {
+    type WatchVmsStream = Items<vmd::WatchVmsResponse>;
+
+    async fn watch_vms(&self, _: Request<vmd::WatchVmsRequest>) -> Reply<Self::WatchVmsStream> {
+        unused()
+    }
+
     type WatchVmStream = Items<vmd::Vm>;
     type ReadConsoleLogStream = Items<vmd::ConsoleChunk>;
     type AttachConsoleStream = Items<vmd::ConsoleChunk>;

@@ -4,10 +4,10 @@
 use super::{Reconciler, not_converged};
 use crate::{
     kernel::{Action, Kernel, Observed, Scope},
-    model::{EventKind, Forward, Network, Port, PortKey, State},
+    model::{Forward, Network, Port, PortKey, State},
     plan::Desired,
 };
-use shared::{fault::Fault, name::Name};
+use shared::{events::EventKind, fault::Fault, name::Name};
 use std::{
     sync::Arc,
     time::{Duration, Instant},

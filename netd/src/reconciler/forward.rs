@@ -1,6 +1,6 @@
 //! Creating and deleting forwards, and what ports that come, change and go mean for them.
 
-use super::{Reconciler, Writer, network::network_not_found, not_converged, port::scope};
+use super::{Reconciler, Writer, events, network::network_not_found, not_converged, port::scope};
 use crate::{
     alloc,
     kernel::{Action, Element, Elements, Kernel, Scope},
@@ -8,6 +8,7 @@ use crate::{
     plan::Desired,
 };
 use shared::{
+    events::{EventKind, News},
     fault::{Fault, Kind},
     name::Name,
     store::Op,
@@ -128,7 +129,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             return Err(fault);
         }
-        self.set_state(forward.resource(), State::Ready);
+        self.ready(forward.resource());
         self.forward(&key)
     }
 
@@ -243,7 +244,12 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     async fn put_forward(&self, forward: &Forward) -> Result<(), Fault> {
-        self.0.store.commit(vec![Op::put(super::FORWARD, forward.resource(), forward)?]).await?;
+        let news = {
+            let records = self.read();
+            events::recorded(records.desired.forwards.get(&forward.key()), forward)
+        };
+        let op = Op::put(super::FORWARD, forward.resource(), forward)?;
+        let _told = self.0.store.commit_telling(vec![op], news).await?;
         self.write().desired.forwards.insert(forward.key(), forward.clone());
         Ok(())
     }
@@ -255,7 +261,9 @@ impl<K: Kernel> Reconciler<K> {
         }
         let resources: Vec<_> = keys.iter().map(|key| forward_resource(&key.0, &key.1)).collect();
         let ops = resources.iter().map(|resource| Op::delete(super::FORWARD, resource.clone())).collect();
-        self.0.store.commit(ops).await?;
+        let gone = |resource: &String| News::of(EventKind::Deleted, resource.clone(), "");
+        let news = resources.iter().map(gone).collect();
+        let _told = self.0.store.commit_telling(ops, news).await?;
         let mut records = self.write();
         for (key, resource) in keys.iter().zip(&resources) {
             records.desired.forwards.remove(key);

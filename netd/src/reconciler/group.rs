@@ -1,12 +1,13 @@
 //! Creating, changing and deleting groups.
 
-use super::{Reconciler, Writer, check_generation, not_converged};
+use super::{Reconciler, Writer, check_generation, events, not_converged};
 use crate::{
     kernel::{Element, Kernel, Scope},
     model::{Group, GroupSpec, Port, Rule},
     plan::{Desired, check_allows, group_not_found},
 };
 use shared::{
+    events::{EventKind, News},
     fault::{Fault, Kind},
     name::{Name, printable},
     store::Op,
@@ -214,13 +215,20 @@ impl<K: Kernel> Reconciler<K> {
                 format!("`kvmctl group show {other}` shows that rule"),
             );
         }
-        self.0.store.commit(vec![Op::delete(super::GROUP, name.to_string())]).await?;
+        let news = News::of(EventKind::Deleted, format!("groups/{name}"), "");
+        let op = Op::delete(super::GROUP, name.to_string());
+        let _told = self.0.store.commit_telling(vec![op], vec![news]).await?;
         self.write().desired.groups.remove(name);
         Ok(())
     }
 
     async fn put_group(&self, group: &Group) -> Result<(), Fault> {
-        self.0.store.commit(vec![Op::put(super::GROUP, group.name.to_string(), group)?]).await?;
+        let news = {
+            let records = self.read();
+            events::recorded(records.desired.groups.get(&group.name), group)
+        };
+        let op = Op::put(super::GROUP, group.name.to_string(), group)?;
+        let _told = self.0.store.commit_telling(vec![op], news).await?;
         self.write().desired.groups.insert(group.name.clone(), group.clone());
         Ok(())
     }

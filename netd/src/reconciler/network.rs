@@ -139,7 +139,7 @@ impl<K: Kernel> Reconciler<K> {
             self.take_back(network, &mut writer).await;
             return Err(fault);
         }
-        self.set_state(network.resource(), State::Ready);
+        self.ready(network.resource());
         self.network(&name)
     }
 

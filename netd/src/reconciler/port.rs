@@ -5,7 +5,7 @@ mod update;
 
 pub use update::PortChange;
 
-use super::{PortView, Reconciler, converge::ports_of, network::network_not_found, not_converged};
+use super::{PortView, Reconciler, converge::ports_of, events, network::network_not_found, not_converged};
 use crate::{
     alloc,
     kernel::{Element, Kernel, Observed, Scope},
@@ -119,7 +119,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             return Err(fault);
         }
-        self.set_state(port.resource(), State::Ready);
+        self.ready(port.resource());
         self.port(&port.network, &port.name)
     }
 
@@ -283,7 +283,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn record_port(&self, port: &Port, given_up: &[PortKey]) -> Result<Vec<Reservation>, Fault> {
         let gone = given_up.iter().map(|key| Op::delete(super::RESERVATION, port_resource(&key.0, &key.1)));
         let ops = std::iter::once(Op::put(super::PORT, port.resource(), port)?).chain(gone).collect();
-        self.0.store.commit(ops).await?;
+        let _told = self.0.store.commit_telling(ops, events::recorded(None, port)).await?;
         let mut records = self.write();
         records.desired.ports.insert(port.key(), port.clone());
         Ok(given_up.iter().filter_map(|key| records.desired.reservations.remove(key)).collect())

@@ -270,6 +270,7 @@ fn fixture() -> (TempDir, FakeKernel, Process) {
     (dir, kernel, process)
 }
 
+mod events;
 mod failing;
 mod forwarding;
 mod groups;

@@ -8,6 +8,7 @@ mod group;
 mod host;
 mod network;
 mod port;
+pub(crate) mod watch;
 
 use crate::{
     kernel::{Inspect, Kernel},
@@ -29,8 +30,8 @@ const PAGE: usize = 1000;
 /// All services of `netd.v1`. Their streams end when `stop` is cancelled.
 #[must_use]
 pub fn routes<K: Kernel + Inspect>(reconciler: Reconciler<K>, stop: CancellationToken) -> Routes {
-    Routes::new(NetworkServiceServer::new(network::Service(reconciler.clone())))
-        .add_service(PortServiceServer::new(port::Service(reconciler.clone())))
+    Routes::new(NetworkServiceServer::new(network::Service::new(reconciler.clone(), stop.clone())))
+        .add_service(PortServiceServer::new(port::Service::new(reconciler.clone(), stop.clone())))
         .add_service(CaptureServiceServer::new(capture::Service::new(reconciler.clone(), stop.clone())))
         .add_service(EventServiceServer::new(event::Service::new(reconciler.clone(), stop)))
         .add_service(DiagnoseServiceServer::new(diagnose::Service::new(reconciler.clone())))

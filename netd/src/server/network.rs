@@ -1,22 +1,37 @@
 //! `netd.v1.NetworkService`.
 
-use super::page_size;
+use super::{
+    page_size,
+    watch::{self, Messages},
+};
 use crate::{convert, kernel::Kernel, reconciler::Reconciler};
 use proto::netd::v1 as wire;
-use shared::name::Name;
+use shared::{events::Cursor, name::Name};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 #[derive(Debug)]
-pub struct Service<K>(pub Reconciler<K>);
+pub struct Service<K> {
+    reconciler: Reconciler<K>,
+    stop: CancellationToken,
+}
+
+impl<K: Kernel> Service<K> {
+    pub fn new(reconciler: Reconciler<K>, stop: CancellationToken) -> Self {
+        Self { reconciler, stop }
+    }
+}
 
 #[tonic::async_trait]
 impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
+    type WatchNetworksStream = Messages<wire::WatchNetworksResponse>;
+
     async fn get_network(
         &self,
         request: Request<wire::GetNetworkRequest>,
     ) -> Result<Response<wire::Network>, Status> {
         let name = Name::from_resource(&request.get_ref().name, "networks")?;
-        Ok(Response::new(convert::network(self.0.network(&name)?)))
+        Ok(Response::new(convert::network(self.reconciler.network(&name)?)))
     }
 
     async fn list_networks(
@@ -30,7 +45,7 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
             token => Some(Name::from_resource(token, "networks")?),
         };
         let networks: Vec<_> =
-            self.0.networks(after.as_ref(), size).into_iter().map(convert::network).collect();
+            self.reconciler.networks(after.as_ref(), size).into_iter().map(convert::network).collect();
         let full = networks.len() == size;
         let next_page_token =
             networks.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
@@ -43,7 +58,7 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
     ) -> Result<Response<wire::Network>, Status> {
         let request = request.into_inner();
         let new = convert::new_network(request.network)?;
-        let view = self.0.create_network(new, request.validate_only).await?;
+        let view = self.reconciler.create_network(new, request.validate_only).await?;
         Ok(Response::new(convert::network(view)))
     }
 
@@ -52,7 +67,7 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         request: Request<wire::UpdateNetworkRequest>,
     ) -> Result<Response<wire::Network>, Status> {
         let (name, change) = convert::network_change(request.into_inner())?;
-        Ok(Response::new(convert::network(self.0.update_network(name, change).await?)))
+        Ok(Response::new(convert::network(self.reconciler.update_network(name, change).await?)))
     }
 
     async fn delete_network(
@@ -61,7 +76,7 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
     ) -> Result<Response<wire::DeleteNetworkResponse>, Status> {
         let request = request.into_inner();
         let name = Name::from_resource(&request.name, "networks")?;
-        self.0.delete_network(name, request.force).await?;
+        self.reconciler.delete_network(name, request.force).await?;
         Ok(Response::new(wire::DeleteNetworkResponse {}))
     }
 
@@ -70,8 +85,17 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         request: Request<wire::ListLeasesRequest>,
     ) -> Result<Response<wire::ListLeasesResponse>, Status> {
         let name = Name::from_resource(&request.get_ref().parent, "networks")?;
-        let found = self.0.leases(&name)?;
+        let found = self.reconciler.leases(&name)?;
         let leases = found.iter().map(|(lease, port)| convert::lease(lease, port.as_ref())).collect();
         Ok(Response::new(wire::ListLeasesResponse { leases }))
+    }
+
+    async fn watch_networks(
+        &self,
+        request: Request<wire::WatchNetworksRequest>,
+    ) -> Result<Response<Self::WatchNetworksStream>, Status> {
+        let request = request.into_inner();
+        let since = Cursor::new(request.since_revision, request.since_epoch)?;
+        Ok(Response::new(watch::networks(&self.reconciler, &since, self.stop.clone())?))
     }
 }

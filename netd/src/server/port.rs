@@ -1,6 +1,9 @@
 //! `netd.v1.PortService`.
 
-use super::page_size;
+use super::{
+    page_size,
+    watch::{self, Messages},
+};
 use crate::{
     convert::{self, Seen},
     kernel::Kernel,
@@ -8,29 +11,41 @@ use crate::{
 };
 use proto::netd::v1 as wire;
 use shared::{
+    events::Cursor,
     fault::{Fault, Kind},
     name::Name,
     socket::peer_of,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 #[derive(Debug)]
-pub struct Service<K>(pub Reconciler<K>);
+pub struct Service<K> {
+    reconciler: Reconciler<K>,
+    stop: CancellationToken,
+}
 
 impl<K: Kernel> Service<K> {
+    pub fn new(reconciler: Reconciler<K>, stop: CancellationToken) -> Self {
+        Self { reconciler, stop }
+    }
+
     async fn wire(&self, view: PortView) -> Result<wire::Port, Fault> {
-        let attached = self.0.attached(std::slice::from_ref(&view.port.tap)).await?.contains(&view.port.tap);
-        let traffic = self.0.traffic().await?.taps.remove(&view.port.tap).unwrap_or_default();
-        let leased = self.0.leased(&view.port.network);
+        let attached =
+            self.reconciler.attached(std::slice::from_ref(&view.port.tap)).await?.contains(&view.port.tap);
+        let traffic = self.reconciler.traffic().await?.taps.remove(&view.port.tap).unwrap_or_default();
+        let leased = self.reconciler.leased(&view.port.network);
         Ok(convert::port(view, &Seen { attached, traffic, leased }))
     }
 }
 
 #[tonic::async_trait]
 impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
+    type WatchPortsStream = Messages<wire::WatchPortsResponse>;
+
     async fn get_port(&self, request: Request<wire::GetPortRequest>) -> Result<Response<wire::Port>, Status> {
         let (network, name) = convert::port_key(&request.get_ref().name)?;
-        Ok(Response::new(self.wire(self.0.port(&network, &name)?).await?))
+        Ok(Response::new(self.wire(self.reconciler.port(&network, &name)?).await?))
     }
 
     async fn list_ports(
@@ -39,26 +54,23 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
     ) -> Result<Response<wire::ListPortsResponse>, Status> {
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
-        let network = match request.parent.as_str() {
-            "networks/-" => None,
-            parent => Some(Name::from_resource(parent, "networks")?),
-        };
+        let network = parent(&request.parent)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(convert::port_key(token)?),
         };
-        let views = self.0.ports(network.as_ref(), after.as_ref(), size)?;
+        let views = self.reconciler.ports(network.as_ref(), after.as_ref(), size)?;
         let full = views.len() == size;
         let taps: Vec<_> = views.iter().map(|view| view.port.tap.clone()).collect();
-        let attached = self.0.attached(&taps).await?;
-        let mut traffic = self.0.traffic().await?.taps;
+        let attached = self.reconciler.attached(&taps).await?;
+        let mut traffic = self.reconciler.traffic().await?.taps;
         let mut seen = Seen::default();
         let mut network = None;
         let mut ports = Vec::with_capacity(views.len());
         for view in views {
             // They come network by network.
             if network.as_ref() != Some(&view.port.network) {
-                seen.leased = self.0.leased(&view.port.network);
+                seen.leased = self.reconciler.leased(&view.port.network);
                 network = Some(view.port.network.clone());
             }
             seen.attached = attached.contains(&view.port.tap);
@@ -76,7 +88,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
     ) -> Result<Response<wire::Port>, Status> {
         let owner = peer_of(&request)?.uid;
         let new = convert::new_port(request.into_inner().port, owner)?;
-        let view = self.0.create_port(new).await?;
+        let view = self.reconciler.create_port(new).await?;
         Ok(Response::new(convert::port(view, &Seen::default())))
     }
 
@@ -86,7 +98,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
     ) -> Result<Response<wire::Port>, Status> {
         let caller = peer_of(&request)?.uid;
         let (key, change) = convert::port_change(request.into_inner())?;
-        let view = self.0.update_port(key, change, caller).await?;
+        let view = self.reconciler.update_port(key, change, caller).await?;
         Ok(Response::new(self.wire(view).await?))
     }
 
@@ -103,7 +115,25 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
                 Fault::new(Kind::InvalidArgument, "INVALID_UID", "the uid is not a UUID").cause(&e)
             })?),
         };
-        self.0.delete_port(key, uid, caller).await?;
+        self.reconciler.delete_port(key, uid, caller).await?;
         Ok(Response::new(wire::DeletePortResponse {}))
+    }
+
+    async fn watch_ports(
+        &self,
+        request: Request<wire::WatchPortsRequest>,
+    ) -> Result<Response<Self::WatchPortsStream>, Status> {
+        let request = request.into_inner();
+        let since = Cursor::new(request.since_revision, request.since_epoch)?;
+        let network = parent(&request.parent)?;
+        Ok(Response::new(watch::ports(&self.reconciler, &since, network, self.stop.clone())?))
+    }
+}
+
+/// The network that a request is about; `None`: all.
+fn parent(parent: &str) -> Result<Option<Name>, Fault> {
+    match parent {
+        "networks/-" => Ok(None),
+        parent => Name::from_resource(parent, "networks").map(Some),
     }
 }

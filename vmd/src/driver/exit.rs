@@ -3,7 +3,7 @@
 use super::{Driver, Held, health::Health};
 use crate::{
     machine::{Event, Stage, State},
-    model::{KIND_EXIT, LastExit},
+    model::{KIND_EXIT, LastExit, Status},
     ports::Ports,
     qemu::{process::Exit, qmp},
     start,
@@ -61,11 +61,12 @@ impl<P: Ports> Driver<P> {
 
     pub(super) async fn clean_up(&mut self) {
         let ops = Op::put(KIND_EXIT, self.record.name.as_str(), &self.status.exit).into_iter().collect();
-        start::clean_up(&self.context, &self.record, ops).await;
         self.status.run = None;
         self.status.vnc_address.clear();
         self.status.silence = None;
         self.status.adopted = false;
+        let news = self.news(Status { state: self.state, ..self.status.clone() });
+        self.untold = start::clean_up(&self.context, &self.record, ops, news).await;
     }
 }
 

@@ -2,21 +2,27 @@
 
 use super::Driver;
 use crate::{
-    model::{KIND_EXIT, KIND_RUN, KIND_VM},
+    machine::State,
+    model::{KIND_EXIT, KIND_RUN, KIND_VM, Status},
     ports::Ports,
     start,
 };
-use shared::{fault::Fault, store};
+use shared::{
+    events::{EventKind, News},
+    fault::Fault,
+    store,
+};
+use std::sync::atomic::Ordering;
 
 impl<P: Ports> Driver<P> {
     pub(super) async fn forget(&mut self) -> Result<(), Fault> {
         let name = self.record.name.as_str();
         let ops = [KIND_VM, KIND_RUN, KIND_EXIT].map(|kind| store::Op::delete(kind, name)).to_vec();
-        self.context
-            .store
-            .commit(ops)
-            .await
-            .map_err(|e| e.context(format!("cannot delete machine `{name}`")))?;
+        let news = vec![News::of(EventKind::Deleted, self.record.resource(), "")];
+        let told = self.context.store.commit_telling(ops, news).await;
+        let told = told.map_err(|e| e.context(format!("cannot delete machine `{name}`")))?;
+        self.gone.store(true, Ordering::Release);
+        drop(told);
         self.context.releases.release(&start::port_names(&self.record)).await;
         let folder = self.context.state_folder(&self.record.name);
         if let Err(error) = std::fs::remove_dir_all(&folder)
@@ -27,14 +33,19 @@ impl<P: Ports> Driver<P> {
         Ok(())
     }
 
-    pub(super) async fn record_exit(&mut self) {
+    /// Records how a run ended, after which the machine is in `state`.
+    pub(super) async fn record_exit(&mut self, state: State) {
+        let news = self.news(Status { state, ..self.status.clone() });
         let put = store::Op::put(KIND_EXIT, self.record.name.as_str(), &self.status.exit);
         let result = match put {
-            Ok(op) => self.context.store.commit(vec![op]).await,
+            Ok(op) => self.context.store.commit_telling(vec![op], news).await,
             Err(fault) => Err(fault),
         };
-        if let Err(fault) = result {
-            tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot record how a run ended");
+        match result {
+            Ok(told) => self.untold = Some(told),
+            Err(fault) => {
+                tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot record how a run ended")
+            }
         }
     }
 }

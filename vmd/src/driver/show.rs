@@ -81,5 +81,6 @@ impl<P: Ports> Driver<P> {
             let vm = Vm { record: self.record.clone(), status: self.status.clone() };
             self.show.send_replace(Arc::new(vm));
         }
+        self.tell();
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     qemu::{files::printable_path, process::Process, stderr::Stderr},
 };
 use shared::{
+    events::{News, Pending},
     fault::{Fault, Kind},
     store::Op,
 };
@@ -91,15 +92,24 @@ fn remove_folder<P: Ports>(context: &Context<P>, record: &Record) {
     }
 }
 
-/// Puts away what a run left when its process is gone.
-pub async fn clean_up<P: Ports>(context: &Context<P>, record: &Record, ops: Vec<Op>) {
+/// Puts away what a run left when its process is gone, and records what is to be told of it.
+pub async fn clean_up<P: Ports>(
+    context: &Context<P>,
+    record: &Record,
+    ops: Vec<Op>,
+    news: Vec<News>,
+) -> Option<Pending> {
     let ops = std::iter::once(Op::delete(KIND_RUN, record.name.as_str())).chain(ops).collect();
-    if let Err(fault) = context.store.commit(ops).await {
-        // The next start of vmd finds the process gone and records that.
-        tracing::error!(vm = %record.name, error = fault.chain(), "cannot record the end of a run");
-    }
+    let told = context.store.commit_telling(ops, news).await;
+    let told = told
+        .inspect_err(|fault| {
+            // The next start of vmd finds the process gone and records that.
+            tracing::error!(vm = %record.name, error = fault.chain(), "cannot record the end of a run");
+        })
+        .ok();
     remove_folder(context, record);
     context.releases.release(&super::port_names(record)).await;
+    told
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use crate::{
     alloc,
     kernel::{Kernel, Observed, Scope},
     model::{Domain, IfName, Network, NetworkSpec, Port, Reservation, ServicesSpec},
-    reconciler::{NETWORK, PORT, Reconciler, Writer, check_generation, converge::ports_of, not_converged},
+    reconciler::{
+        NETWORK, PORT, Reconciler, Writer, check_generation, converge::ports_of, events, not_converged,
+    },
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use shared::{
@@ -191,7 +193,13 @@ impl<K: Kernel> Reconciler<K> {
         for port in &new.ports {
             ops.push(Op::put(PORT, port.resource(), port)?);
         }
-        self.0.store.commit(ops).await?;
+        let news = {
+            let before = &self.read().desired;
+            let ports =
+                new.ports.iter().flat_map(|port| events::recorded(before.ports.get(&port.key()), port));
+            events::recorded(before.networks.get(&network.name), network).into_iter().chain(ports).collect()
+        };
+        let _told = self.0.store.commit_telling(ops, news).await?;
         let mut records = self.write();
         records.desired.networks.insert(network.name.clone(), network.clone());
         for port in &new.ports {

@@ -1,0 +1,114 @@
+//! Where the objects of a watch are looked up.
+
+use crate::{
+    convert::{self, Seen},
+    kernel::Kernel,
+    reconciler::Reconciler,
+};
+use futures_util::{Stream, StreamExt as _};
+use proto::netd::v1 as wire;
+use shared::{
+    events::Cursor,
+    fault::Fault,
+    name::Name,
+    watch::{self, Message, Source},
+};
+use std::pin::Pin;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+/// A stream of a service.
+pub type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[derive(Debug)]
+struct Networks<K>(Reconciler<K>);
+
+impl<K: Kernel> Source for Networks<K> {
+    type Object = wire::Network;
+
+    fn all(&self) -> Vec<String> {
+        self.0.networks(None, usize::MAX).iter().map(|view| view.network.resource()).collect()
+    }
+
+    fn covers(&self, resource: &str) -> bool {
+        Name::from_resource(resource, "networks").is_ok()
+    }
+
+    fn get(&self, resource: &str) -> Option<wire::Network> {
+        let name = Name::from_resource(resource, "networks").ok()?;
+        self.0.network(&name).ok().map(convert::network)
+    }
+}
+
+/// Watches networks until `stop`.
+///
+/// # Errors
+/// EVENTS_GONE.
+pub fn networks<K: Kernel>(
+    reconciler: &Reconciler<K>,
+    since: &Cursor,
+    stop: CancellationToken,
+) -> Result<Messages<wire::WatchNetworksResponse>, Fault> {
+    let send = |message: Message<wire::Network>| {
+        let gone = |name| wire::Network { name, ..Default::default() };
+        let (change, network, revision, epoch) = convert::message(message, gone);
+        wire::WatchNetworksResponse { change: change.into(), network, revision, epoch }
+    };
+    watch(reconciler, since, Networks(reconciler.clone()), (stop, send))
+}
+
+#[derive(Debug)]
+struct Ports<K> {
+    reconciler: Reconciler<K>,
+    network: Option<Name>,
+}
+
+impl<K: Kernel> Source for Ports<K> {
+    type Object = wire::Port;
+
+    fn all(&self) -> Vec<String> {
+        // There are none of a network that is not there.
+        let ports = self.reconciler.ports(self.network.as_ref(), None, usize::MAX).unwrap_or_default();
+        ports.iter().map(|view| view.port.resource()).collect()
+    }
+
+    fn covers(&self, resource: &str) -> bool {
+        let key = convert::port_key(resource);
+        key.is_ok_and(|(network, _)| self.network.as_ref().is_none_or(|wanted| *wanted == network))
+    }
+
+    fn get(&self, resource: &str) -> Option<wire::Port> {
+        let (network, name) = convert::port_key(resource).ok()?;
+        let view = self.reconciler.port(&network, &name).ok()?;
+        Some(convert::port(view, &Seen::default()))
+    }
+}
+
+/// Watches ports, of one network or of all, until `stop`.
+///
+/// # Errors
+/// EVENTS_GONE.
+pub fn ports<K: Kernel>(
+    reconciler: &Reconciler<K>,
+    since: &Cursor,
+    network: Option<Name>,
+    stop: CancellationToken,
+) -> Result<Messages<wire::WatchPortsResponse>, Fault> {
+    let send = |message: Message<wire::Port>| {
+        let gone = |name| wire::Port { name, ..Default::default() };
+        let (change, port, revision, epoch) = convert::message(message, gone);
+        wire::WatchPortsResponse { change: change.into(), port, revision, epoch }
+    };
+    watch(reconciler, since, Ports { reconciler: reconciler.clone(), network }, (stop, send))
+}
+
+fn watch<K: Kernel, S: Source, T: 'static>(
+    reconciler: &Reconciler<K>,
+    since: &Cursor,
+    source: S,
+    (stop, send): (CancellationToken, impl Fn(Message<S::Object>) -> T + Send + 'static),
+) -> Result<Messages<T>, Fault> {
+    let messages = watch::objects(reconciler.log(), since, source)?;
+    let messages = messages.map(move |message| Ok(send(message?)));
+    Ok(messages.take_until(stop.cancelled_owned()).boxed())
+}
