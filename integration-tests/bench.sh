@@ -37,8 +37,17 @@ until_true() {
     done
 }
 
+# Machines of vmd, which are in namespaces of their own: their messages go to a file of its folder.
+machines() {
+    local process
+    for process in /proc/[0-9]*; do
+        case $(readlink "$process/fd/2") in "$W"/vmd-run/*) echo "${process#/proc/}" ;; esac
+    done
+}
+
 remove_all() {
     local name pid
+    [ -z "$W" ] || for pid in $(machines); do kill -KILL "$pid" 2>/dev/null || :; done
     for name in $OURS $THEIRS; do
         [ -e /run/netns/$name ] || continue
         for pid in $(ip netns pids $name); do kill -KILL "$pid" 2>/dev/null || :; done

@@ -13,6 +13,7 @@ packages=(
     nftables iproute2 dnsmasq-base                 # networks
     busybox-static cpio kmod                       # the test guest
     mmdebstrap e2fsprogs zstd                      # the Debian machine
+    uidmap                                         # machines' own users
     iputils-ping tcpdump util-linux jq strace procps  # tests and demo
     isc-dhcp-client bind9-dnsutils                 # guests' own programs, in tests
     gcc libc6-dev make git                         # the build

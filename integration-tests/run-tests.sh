@@ -87,7 +87,7 @@ capabilities() {
     [ "$(id -u)" -eq 0 ] || { echo 'not root: the tests make network namespaces and taps'; bad=1; }
     [ -c /dev/net/tun ] && : <>/dev/net/tun || { echo '/dev/net/tun cannot be opened'; bad=1; }
     unshare --net nft list ruleset || { echo 'no network namespace, or no nftables in it'; bad=1; }
-    for tool in qemu-system-x86_64 ip jq strace tcpdump busybox setpriv dnsmasq dhclient dig; do
+    for tool in qemu-system-x86_64 ip jq strace tcpdump busybox setpriv dnsmasq dhclient dig newuidmap; do
         command -v $tool >/dev/null || { echo "$tool is missing"; bad=1; }
     done
     [ -z "$bad" ]

@@ -10,11 +10,17 @@ use std::{
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command},
+    sync::atomic::{AtomicU32, Ordering},
 };
 use tempfile::TempDir;
 
 /// The uid and gid that vmd runs as: nobody's on any system.
 pub const VMD_UID: u32 = 64_055;
+
+/// How many ids vmd's user may give machines.
+pub const SUBORDINATE_IDS: u32 = 64;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// There where the kernel has bridge netfilter.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -32,6 +38,11 @@ pub struct TestHost {
     pub qemu: Option<String>,
     /// More environment for daemons and clients.
     pub environment: Vec<(String, String)>,
+    /// Shell commands that root carries out in vmd's own mount namespace before vmd is there.
+    pub vmd_prelude: String,
+    /// More arguments for vmd.
+    pub vmd_arguments: Vec<String>,
+    number: u32,
     /// More arguments for netd.
     pub netd_arguments: Vec<String>,
     netd: Option<Child>,
@@ -90,6 +101,9 @@ impl TestHost {
             dir,
             qemu: None,
             environment: Vec::new(),
+            vmd_prelude: String::new(),
+            vmd_arguments: Vec::new(),
+            number: NEXT.fetch_add(1, Ordering::Relaxed) % (1024 / SUBORDINATE_IDS),
             netd_arguments: Vec::new(),
             netd: None,
             vmd: None,
@@ -127,6 +141,7 @@ impl TestHost {
             assert!(guest.join(file).exists(), "no test guest: run `make guest` first");
             link_or_copy(&guest.join(file), &host.dir.path().join(file));
         }
+        host.write_users();
         let state = host.dir.path().join("vmd-state");
         let run = host.dir.path().join("vmd-run");
         for folder in [&state, &run] {
@@ -134,6 +149,27 @@ impl TestHost {
             std::os::unix::fs::chown(folder, Some(VMD_UID), Some(VMD_UID)).expect("chown");
         }
         host.start_vmd();
+    }
+
+    /// Files that vmd sees in /etc, in its own mount namespace: it has a user there, who has subordinate ids.
+    fn write_users(&self) {
+        let etc = self.dir.path().join("etc");
+        fs::create_dir(&etc).expect("folder");
+        let passwd = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
+        // First: the id may have another name on this machine.
+        let user = format!("kvt-vmd:x:{VMD_UID}:{VMD_UID}::/nonexistent:/usr/sbin/nologin\n");
+        fs::write(etc.join("passwd"), user + &passwd).expect("passwd");
+        // Another range than other tests' that run meanwhile.
+        let range = format!("kvt-vmd:{}:{SUBORDINATE_IDS}\n", self.first_subordinate());
+        for file in ["subuid", "subgid"] {
+            fs::write(etc.join(file), &range).expect("subordinate ids");
+        }
+    }
+
+    /// The first of the `SUBORDINATE_IDS` ids that vmd may give machines.
+    #[must_use]
+    pub fn first_subordinate(&self) -> u32 {
+        0x4000_0000 + (std::process::id() % 0x10_0000) * 1024 + self.number * SUBORDINATE_IDS
     }
 
     /// A path in the host's folder.
@@ -176,8 +212,14 @@ impl TestHost {
         let script = format!(
             "node={}; [ -e $node ] || {{ mknod $node c 10 200; chmod 666 $node; }}
              mount --bind $node /dev/net/tun
+             for file in passwd subuid subgid; do
+               [ ! -e {etc}/$file ] || mount --bind {etc}/$file /etc/$file
+             done
+             {extra}
              exec setpriv --reuid {VMD_UID} --regid {VMD_UID} --clear-groups \"$@\"",
-            self.path("tun")
+            self.path("tun"),
+            etc = self.path("etc"),
+            extra = self.vmd_prelude,
         );
         let mut command = self.netns.command("sh");
         command
@@ -192,6 +234,7 @@ impl TestHost {
                 "--accel",
                 "tcg",
             ]);
+        command.args(&self.vmd_arguments);
         if let Some(qemu) = &self.qemu {
             command.args(["--qemu", qemu]);
         }
@@ -346,6 +389,32 @@ impl TestHost {
         processes().filter(|(_, words)| words.contains(&config)).map(|(pid, _)| pid).collect()
     }
 
+    /// Processes of machines, and of those that are to become one: they are in namespaces of their own. One that has
+    /// ended does not count.
+    ///
+    /// # Panics
+    /// Without /proc.
+    #[must_use]
+    pub fn machines(&self) -> Vec<u32> {
+        self.processes_of("")
+    }
+
+    /// As `machines`, of one machine.
+    ///
+    /// # Panics
+    /// Without /proc.
+    #[must_use]
+    pub fn processes_of(&self, machine: &str) -> Vec<u32> {
+        let folder = self.dir.path().join("vmd-run/vms").join(machine);
+        let entries = fs::read_dir("/proc").expect("/proc").flatten();
+        entries
+            .filter(|entry| {
+                fs::read_link(entry.path().join("fd/2")).is_ok_and(|log| log.starts_with(&folder))
+            })
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+
     /// What the daemons logged.
     #[must_use]
     pub fn logs(&self) -> String {
@@ -367,7 +436,8 @@ impl Drop for TestHost {
         kill(self.netd.take());
         // Those of cells are in no namespace that has a name.
         let folder = self.path("netd-run/");
-        for (pid, _) in processes().filter(|(_, words)| words.contains(&folder)) {
+        let servers = processes().filter(|(_, words)| words.contains(&folder)).map(|(pid, _)| pid);
+        for pid in servers.chain(self.machines()) {
             if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }

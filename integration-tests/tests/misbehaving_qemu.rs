@@ -46,11 +46,7 @@ fn goes_without_a_trace(host: &TestHost, name: &str) {
         let left = ports.as_array()?.iter().any(|port| port["name"] == format!("{name}-0"));
         (!left).then_some(())
     });
-    let guest = format!("guest={name}");
-    for pid in host.netns.sh("ip netns pids $(ip netns identify)").lines() {
-        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        assert!(!command.split('\0').any(|word| word == guest), "process {pid} is left: {command}");
-    }
+    assert_eq!(host.processes_of(name), Vec::<u32>::new(), "a process is left");
 }
 
 #[test]

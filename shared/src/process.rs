@@ -51,6 +51,17 @@ pub fn identity(pid: u32) -> io::Result<Identity> {
     Ok(Identity { boot_id: boot_id()?, start_ticks })
 }
 
+/// The real user id of the process that has this number now.
+///
+/// # Errors
+/// `NotFound` if there is none.
+pub fn uid(pid: u32) -> io::Result<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let real = ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok());
+    real.ok_or_else(|| io::Error::other("cannot read /proc/PID/status"))
+}
+
 /// Whether the error means that there is no such process.
 #[must_use]
 pub fn is_gone(error: &io::Error) -> bool {
@@ -171,7 +182,8 @@ mod test {
     fn a_process_is_the_same_until_it_is_not() {
         let own = std::process::id();
         assert_eq!(identity(own).unwrap(), identity(own).unwrap());
-        assert!(identity(u32::MAX).is_err());
+        assert_eq!(uid(own).unwrap(), rustix::process::getuid().as_raw());
+        assert!(identity(u32::MAX).is_err() && uid(u32::MAX).is_err());
         assert!(matches!(state(own).unwrap(), 'R' | 'S' | 'D'));
     }
 }

@@ -32,7 +32,7 @@ pub async fn find<P: Ports>(context: &Context<P>, record: &Record, run: Run) -> 
     };
     // Held before it is looked at: what is then found cannot change any more.
     let process = Process::open(run.pid);
-    let identity = process::identity(run.pid);
+    let identity = process::identity(run.pid).and_then(|found| Ok((found, process::uid(run.pid)?)));
     let boot_id = process::boot_id().map_err(unclear)?;
     if let Some(reason) = ended(&run, identity, &boot_id).map_err(unclear)? {
         return Ok(Found::Gone(reason));
@@ -42,12 +42,12 @@ pub async fn find<P: Ports>(context: &Context<P>, record: &Record, run: Run) -> 
 }
 
 /// How the run must have ended; `None` if what has the recorded number is what was recorded.
-fn ended(run: &Run, found: io::Result<Identity>, boot_id: &str) -> io::Result<Option<String>> {
+fn ended(run: &Run, found: io::Result<(Identity, u32)>, boot_id: &str) -> io::Result<Option<String>> {
     if boot_id != run.boot_id {
         return Ok(Some("exit code unknown: the host was restarted".into()));
     }
     match found {
-        Ok(found) if found.start_ticks == run.start_ticks => return Ok(None),
+        Ok((found, uid)) if found.start_ticks == run.start_ticks && uid == run.uid => return Ok(None),
         Ok(_) => {}
         Err(error) if process::is_gone(&error) => {}
         Err(error) => return Err(error),
@@ -67,7 +67,7 @@ mod test {
             boot_id: "boot".into(),
             pid: 7,
             start_ticks: 100,
-            uid: 0,
+            uid: 5,
             qemu_binary: "/q".into(),
             qemu_version: "v".into(),
             nonce: Uuid::nil(),
@@ -77,18 +77,20 @@ mod test {
             interfaces: vec![],
             addresses: vec![],
             warnings: vec![],
+            containment: vec![],
         }
     }
 
-    fn process(boot_id: &str, start_ticks: u64) -> io::Result<Identity> {
-        Ok(Identity { boot_id: boot_id.into(), start_ticks })
+    fn process(boot_id: &str, start_ticks: u64) -> io::Result<(Identity, u32)> {
+        Ok((Identity { boot_id: boot_id.into(), start_ticks }, 5))
     }
 
     #[test]
     fn only_the_recorded_process_is_ours() {
         assert_eq!(ended(&run(), process("boot", 100), "boot").unwrap(), None);
         let gone = [io::ErrorKind::NotFound.into(), rustix::io::Errno::SRCH.into()].map(Err);
-        for found in gone.into_iter().chain([process("boot", 101)]) {
+        let stranger = process("boot", 100).map(|(identity, _)| (identity, 6));
+        for found in gone.into_iter().chain([process("boot", 101), stranger]) {
             let reason = ended(&run(), found, "boot").unwrap().unwrap();
             assert!(reason.contains("while vmd was not running"), "{reason}");
         }

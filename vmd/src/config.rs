@@ -32,6 +32,9 @@ pub struct Config {
     /// How virtual CPUs are executed; auto: KVM where it really works, else TCG.
     #[arg(long, value_enum, value_name = "ACCEL", default_value = "auto")]
     pub accel: AccelChoice,
+    /// Start no machine whose QEMU cannot be contained in full; `kvmctl host show` tells what this host allows.
+    #[arg(long)]
+    pub require_containment: bool,
     /// Group that may use the socket [default: kvmctl, if there is that group].
     #[arg(long, value_name = "GROUP", env = "KVMCTL_SOCKET_GROUP")]
     pub socket_group: Option<String>,

@@ -7,7 +7,7 @@ pub mod fuzz;
 mod nic;
 mod parse;
 
-pub use emit::{accelerator, timestamp, vm};
+pub use emit::{accelerator, containment, timestamp, vm};
 pub use event::{event, message};
 pub use parse::{labels, resource, spec, stop_timeout};
 

@@ -11,6 +11,7 @@ pub mod convert;
 pub mod driver;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub mod jail;
 pub mod machine;
 pub mod model;
 pub mod ports;

@@ -278,6 +278,9 @@ pub struct Run {
     pub addresses: Vec<Addresses>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// Which layers keep QEMU in; empty if a vmd started it that had none.
+    #[serde(default)]
+    pub containment: Vec<crate::jail::Finding>,
 }
 
 /// How the last run ended.
@@ -343,7 +346,8 @@ mod test {
             "nonce": Uuid::nil(), "start_time": Timestamp { seconds: 0, nanos: 0 }, "accelerator": "tcg",
             "cpu_model": "max", "interfaces": ["tap0"], "warnings": [],
         });
-        assert_eq!(from_value::<Run>(run).unwrap().addresses, []);
+        let run = from_value::<Run>(run).unwrap();
+        assert_eq!((run.addresses, run.containment), (vec![], vec![]));
     }
 
     #[test]

@@ -228,6 +228,7 @@ impl<P: Ports> HostService for Server<P> {
             vm_count: count(vms.len()),
             running_vm_count: count(vms.iter().filter(running).count()),
             warnings,
+            containment: convert::containment(&self.supervisor.containment().await),
         }))
     }
 }

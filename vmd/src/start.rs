@@ -3,12 +3,15 @@
 //! Open files → ports and taps → sockets → spawn at the gate → durable run record → release → monitor and console
 //! answer → the virtual CPUs go on. `Undo` knows which of these were taken, and takes them back in reverse.
 
+mod confine;
+mod display;
 mod nics;
 mod undo;
 
 use crate::{
     console::{Console, Pump},
-    model::{Accelerator, KIND_EXIT, KIND_RUN, Record, Run, VncListen},
+    jail::host::{Jail, user_of},
+    model::{Accelerator, KIND_EXIT, KIND_RUN, Record, Run},
     ports::{Port, Ports, Releases},
     qemu::{
         args::{self, DiskWire, NicWire, Plan, Wiring},
@@ -70,6 +73,8 @@ pub struct Context<P> {
     pub releases: Releases<P>,
     /// This host's QEMU.
     pub host: Host,
+    /// What keeps QEMU in on this host.
+    pub jail: Jail,
     /// This program, which is the child's first program.
     pub launcher: PathBuf,
     /// Folder of the sockets.
@@ -170,6 +175,7 @@ async fn steps<P: Ports>(
     let version = context.host.version().await?;
     let cpu_model = cpu_model(record, choice.accelerator)?;
     let disks = open_disks(record).await?;
+    let confined = confine::confine(context, record, choice.accelerator, None).await?;
     let ports = nics::make_ports(context, record, undo).await?;
     let taps = ports
         .iter()
@@ -180,6 +186,7 @@ async fn steps<P: Ports>(
     let folder = context.run_folder(&record.name);
     undo.folder = true;
     let listeners = listen(&folder)?;
+    let display = display::listen(context, record)?;
     let state = context.state_folder(&record.name);
     undo.stderr = Some(Stderr::start(&folder, &state).map_err(|e| folder_fault(&folder, &e))?);
     let stderr = Stderr::writer(&folder).map_err(|e| folder_fault(&folder, &e))?;
@@ -187,7 +194,7 @@ async fn steps<P: Ports>(
     let args = args::argv(&Plan {
         name: &record.name,
         uuid: record.uid,
-        spec: &record.spec,
+        spec: &confined.spec,
         accelerator: choice.accelerator,
         cpu_model: &cpu_model,
         wiring: wiring(record, &disks, &ports),
@@ -195,8 +202,17 @@ async fn steps<P: Ports>(
     let fds =
         listeners.into_iter().chain(disks.into_iter().map(|disk| disk.file.into())).chain(taps).collect();
     let binary = context.host.binary();
-    let launch = Launch { launcher: &context.launcher, binary, args: &args, folder: &folder, stderr };
-    let (pid, gate) = launch::spawn(launch, fds)?;
+    let user = user_of(&confined.jail);
+    let launch = Launch {
+        launcher: &context.launcher,
+        binary,
+        args: &args,
+        folder: &folder,
+        stderr,
+        jail: confined.jail,
+        files: confined.files,
+    };
+    let (pid, mut gate) = launch::spawn(launch, fds)?;
     let lost =
         |error: &std::io::Error| Fault::internal("lost the process that was to become QEMU").cause(error);
     let process = undo.process.insert(Process::open(pid).map_err(|e| lost(&e))?);
@@ -206,7 +222,7 @@ async fn steps<P: Ports>(
         boot_id: identity.boot_id,
         pid,
         start_ticks: identity.start_ticks,
-        uid: rustix::process::geteuid().as_raw(),
+        uid: user.uid,
         qemu_binary: binary.display().to_string(),
         qemu_version: version,
         nonce: uuid::Uuid::new_v4(),
@@ -216,14 +232,16 @@ async fn steps<P: Ports>(
         addresses: ports.iter().map(|port| port.addresses).collect(),
         interfaces: ports.into_iter().map(|port| port.interface).collect(),
         warnings: choice.warning.into_iter().collect(),
+        containment: confined.findings,
     };
     let name = record.name.as_str();
     undo.recorded = true;
     context.store.commit(vec![Op::put(KIND_RUN, name, &run)?, Op::delete(KIND_EXIT, name)]).await?;
     // Connected before QEMU is there, so that the guest's first byte has a reader.
     let pump = Pump::start(&folder.join(SERIAL), console).await.map_err(|e| folder_fault(&folder, &e))?;
+    gate.ready().await?;
     gate.release().map_err(|e| lost(&e))?;
-    let (monitor, vnc_address) = bring_up(record, &folder, process).await?;
+    let (monitor, vnc_address) = bring_up(record, &folder, process, display).await?;
     let (process, stderr) = (undo.process.take(), undo.stderr.take());
     Ok(Live {
         run,
@@ -254,14 +272,9 @@ fn cpu_model(record: &Record, accelerator: Accelerator) -> Result<String, Fault>
 async fn open_disks(record: &Record) -> Result<Vec<OpenDisk>, Fault> {
     let spec = record.spec.clone();
     // A dead network file system may block for long.
-    tokio::task::spawn_blocking(move || {
-        if let Some(boot) = &spec.kernel_boot {
-            files::check_kernel(boot)?;
-        }
-        spec.disks.iter().map(files::open_disk).collect()
-    })
-    .await
-    .map_err(|e| Fault::internal("the task that opens disks died").cause(&e))?
+    tokio::task::spawn_blocking(move || spec.disks.iter().map(files::open_disk).collect())
+        .await
+        .map_err(|e| Fault::internal("the task that opens disks died").cause(&e))?
 }
 
 fn folder_fault(folder: &Path, error: &dyn std::error::Error) -> Fault {
@@ -307,11 +320,19 @@ fn wiring(record: &Record, disks: &[OpenDisk], ports: &[Port]) -> Wiring {
 }
 
 /// From the release of the gate until the guest runs.
-async fn bring_up(record: &Record, folder: &Path, process: &Process) -> Result<(Monitor, String), Fault> {
+async fn bring_up(
+    record: &Record,
+    folder: &Path,
+    process: &Process,
+    display: Option<OwnedFd>,
+) -> Result<(Monitor, String), Fault> {
     let speak = async {
         let (qmp, events) = Qmp::connect(&folder.join(MONITORS[0]), GREETING).await?;
         serial_connected(&qmp).await?;
-        let vnc = vnc_address(record, folder, &qmp).await?;
+        if let Some(listener) = display {
+            display::give(&qmp, listener).await?;
+        }
+        let vnc = display::address(record, folder, &qmp).await?;
         qmp.execute("cont", Value::Null).await?;
         Ok(((qmp, events), vnc))
     };
@@ -356,18 +377,6 @@ async fn serial_connected(qmp: &Qmp) -> Result<(), Fault> {
     }
     tracing::warn!("QEMU does not take the connection to its serial port; output may be lost");
     Ok(())
-}
-
-async fn vnc_address(record: &Record, folder: &Path, qmp: &Qmp) -> Result<String, Fault> {
-    match record.spec.vnc {
-        None => Ok(String::new()),
-        Some(VncListen::Unix) => Ok(format!("unix:{}", folder.join(args::VNC_SOCKET).display())),
-        Some(VncListen::Tcp) => {
-            let answer = qmp.execute("query-vnc", Value::Null).await?;
-            let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
-            Ok(format!("{}:{}", text("host"), text("service")))
-        }
-    }
 }
 
 /// A running QEMU that answers again, and what it says of itself.
@@ -419,7 +428,7 @@ pub async fn take_over<P: Ports>(context: &Context<P>, record: &Record, run: Run
 
 /// Whether the guest stands still, and where its display is. A start that the earlier vmd left half-done is ended.
 async fn settle(record: &Record, folder: &Path, qmp: &Qmp) -> Result<(bool, String), Fault> {
-    let vnc = vnc_address(record, folder, qmp).await?;
+    let vnc = display::address(record, folder, qmp).await?;
     let status = qmp.execute("query-status", Value::Null).await?;
     if status["status"] == "prelaunch" {
         qmp.execute("cont", Value::Null).await?;

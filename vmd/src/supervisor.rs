@@ -8,6 +8,7 @@ use crate::{
     config::Config,
     console::Console,
     driver::{self, Handle, Initial, Verb},
+    jail::{Finding, host::Jail},
     model::{KIND_EXIT, KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
     ports::{KIND_PORT, PortRecord, Ports, Releases},
     qemu::{files, host::Host},
@@ -88,6 +89,7 @@ impl<P: Ports> Supervisor<P> {
             store,
             ports,
             host: Host::new(&config.qemu, config.accel),
+            jail: Jail::new(own_program(launcher.clone()), run_dir.clone(), config.require_containment),
             launcher: own_program(launcher),
             run_dir,
             state_dir,
@@ -109,6 +111,8 @@ impl<P: Ports> Supervisor<P> {
         for result in join_all(adopting).await {
             result?;
         }
+        let looking = Arc::clone(&context);
+        tokio::spawn(async move { looking.jail.findings().await });
         let releasing = Arc::clone(&context);
         supervisor.0.tasks.spawn(async move { releasing.releases.run(stop).await });
         Ok(supervisor)
@@ -122,6 +126,7 @@ impl<P: Ports> Supervisor<P> {
             None => Initial::AtRest(exit),
             Some(run) => match adopt::find(context, &record, run).await? {
                 Found::Alive(mut live) => {
+                    context.jail.keep(&record.name, live.run.uid);
                     let folder = context.run_folder(&record.name);
                     live.pump = start::attach_console(&folder, Arc::clone(&console)).await;
                     tracing::info!(vm = %record.name, pid = live.run.pid, "adopted");
@@ -329,6 +334,11 @@ impl<P: Ports> Supervisor<P> {
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.0.context.host
+    }
+
+    /// Which layers of containment this host allows.
+    pub async fn containment(&self) -> Arc<Vec<Finding>> {
+        self.0.context.jail.findings().await
     }
 
     /// What an operator should know about the records.

@@ -1,6 +1,7 @@
 //! The gate in front of QEMU, with a shell in QEMU's place.
 
 use std::{fs, os::fd::OwnedFd, path::Path};
+use vmd::jail::Spec;
 use vmd::qemu::{
     launch::{self, Gate, Launch},
     process::{Exit, Process},
@@ -19,6 +20,8 @@ fn spawn(folder: &Path, report: &Path) -> (Process, Gate) {
         args: &args,
         folder,
         stderr: open(),
+        jail: Spec::default(),
+        files: Vec::new(),
     };
     let (pid, gate) = launch::spawn(launch, vec![open(), open()]).expect("spawn");
     (Process::open(pid).expect("pidfd"), gate)

@@ -249,6 +249,7 @@ async fn a_run_that_ended_without_vmd_is_recorded_as_that() {
     };
     // This very test, which is not what the record says: it must live on.
     let run = Run {
+        containment: vec![],
         boot_id: vmd::qemu::process::boot_id().expect("boot id"),
         pid: std::process::id(),
         start_ticks: 1,

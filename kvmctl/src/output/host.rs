@@ -1,7 +1,9 @@
 //! The host as it is printed.
 
 use super::{
-    Object, set,
+    Object,
+    containment::{Layer, contained, layers, uncontained},
+    set,
     text::{Sheet, or_dash, yes_no},
     vm::accelerator,
 };
@@ -69,6 +71,8 @@ pub struct VmdHost {
     pub vm_count: u32,
     /// How many of them run.
     pub running_vm_count: u32,
+    /// What keeps machines' QEMU in here.
+    pub containment: Vec<Layer>,
     /// What an operator should know.
     pub warnings: Vec<String>,
 }
@@ -117,6 +121,7 @@ impl From<vmd::Host> for VmdHost {
             memory_bytes: host.memory_bytes,
             vm_count: host.vm_count,
             running_vm_count: host.running_vm_count,
+            containment: layers(host.containment),
             warnings: host.warnings,
         }
     }
@@ -158,7 +163,9 @@ impl Object for Host {
                 .maybe("Accelerator", host.accelerator.as_ref().map(|accel| format!("{accel}{reason}")))
                 .line("CPUs", host.cpus.to_string())
                 .line("Memory", format!("{} MiB", host.memory_bytes / MIB))
-                .line("Machines", format!("{} ({} running)", host.vm_count, host.running_vm_count));
+                .line("Machines", format!("{} ({} running)", host.vm_count, host.running_vm_count))
+                .maybe("QEMU is contained by", contained(&host.containment))
+                .items("QEMU is not contained by", uncontained(&host.containment));
         }
         sheet.items("Warnings", self.all_warnings.clone()).render()
     }

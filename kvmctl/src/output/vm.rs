@@ -1,7 +1,9 @@
 //! Machines as they are printed.
 
 use super::{
-    Object, last_part,
+    Object,
+    containment::{Layer, contained, layers, uncontained},
+    last_part,
     nic::{Nic, NicStatus},
     set,
     text::{Sheet, count, or_dash},
@@ -123,6 +125,10 @@ pub struct VmStatus {
     pub warnings: Vec<String>,
     /// Null when not running.
     pub qemu_version: Option<String>,
+    /// What keeps QEMU in.
+    pub containment: Vec<Layer>,
+    /// The host's user that QEMU runs as; null for root.
+    pub uid: Option<u32>,
 }
 
 /// An accelerator as a word; `None` where there is none.
@@ -186,6 +192,8 @@ impl From<wire::VmStatus> for VmStatus {
             adopted: status.adopted,
             warnings: status.warnings,
             qemu_version: set(status.qemu_version),
+            containment: layers(status.containment),
+            uid: (status.uid != 0).then_some(status.uid),
         }
     }
 }
@@ -285,6 +293,9 @@ impl Object for Vm {
             .items("NICs", self.nics().map(|(nic, status)| nic.line(status)))
             .items("Addresses", self.nics().flat_map(|(nic, status)| nic.address_lines(status)))
             .items("Labels", self.labels.iter().map(|(key, value)| format!("{key}={value}")))
+            .maybe("User id", status.uid.map(|uid| uid.to_string()))
+            .maybe("QEMU is contained by", contained(&status.containment))
+            .items("QEMU is not contained by", uncontained(&status.containment))
             .items("Warnings", status.warnings.clone())
             .render()
     }

@@ -2,6 +2,7 @@
 
 use super::nic;
 use crate::{
+    jail::{Finding, Layer},
     machine::State,
     model::{
         Accelerator, Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Record, Spec, Status, Vm, VncListen,
@@ -125,7 +126,32 @@ fn status(record: &Record, status: &Status) -> wire::VmStatus {
         adopted: status.adopted,
         warnings: warnings.collect(),
         qemu_version: run.map(|run| run.qemu_version.clone()).unwrap_or_default(),
+        containment: run.map(|run| containment(&run.containment)).unwrap_or_default(),
+        uid: run.map_or(0, |run| run.uid),
     }
+}
+
+/// What is known about containment.
+#[must_use]
+pub fn containment(findings: &[Finding]) -> Vec<wire::ContainmentLayer> {
+    let layer = |finding: &Finding| wire::ContainmentLayer {
+        layer: match finding.layer {
+            Layer::UserNamespace => wire::Containment::UserNamespace,
+            Layer::OwnUser => wire::Containment::OwnUser,
+            Layer::Network => wire::Containment::Network,
+            Layer::Files => wire::Containment::Files,
+            Layer::Capabilities => wire::Containment::Capabilities,
+            Layer::Landlock => wire::Containment::Landlock,
+            Layer::SystemCalls => wire::Containment::SystemCalls,
+            Layer::Limits => wire::Containment::Limits,
+            Layer::Cgroup => wire::Containment::Cgroup,
+        }
+        .into(),
+        holds: finding.holds,
+        reason: finding.reason.clone(),
+        hint: if finding.holds { String::new() } else { finding.layer.hint().into() },
+    };
+    findings.iter().map(layer).collect()
 }
 
 fn state(state: State) -> wire::VmState {

@@ -4,7 +4,7 @@
 //! that ends in `,readonly=on` would set that option. The CPU model is the exception, and its characters are checked.
 
 use crate::model::{
-    Accelerator, Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, KernelBoot, NicModel, Spec, VncListen,
+    Accelerator, Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, KernelBoot, NicModel, Spec,
 };
 use serde_json::{Value, json};
 use shared::{mac::Mac, name::Name};
@@ -20,7 +20,7 @@ const ADDRESS_USB: &str = "0x1b";
 const SPARE_PORTS: usize = 4;
 /// MTU that a guest assumes when it is told none.
 const DEFAULT_MTU: u32 = 1500;
-/// Name of the VNC socket in the folder QEMU runs in.
+/// Name of the VNC socket in the machine's run folder.
 pub const VNC_SOCKET: &str = "vnc.sock";
 /// Id of the serial port's chardev.
 pub const SERIAL: &str = "serial0";
@@ -113,8 +113,8 @@ pub fn argv(plan: &Plan<'_>) -> Vec<String> {
         };
         args.nic(index, nic.model, wire, &Place { bus, address });
     }
-    if let Some(listen) = plan.spec.vnc {
-        args.display(listen);
+    if plan.spec.vnc.is_some() {
+        args.display();
     }
     args.0
 }
@@ -315,12 +315,9 @@ impl Args {
         self.device(device);
     }
 
-    fn display(&mut self, listen: VncListen) {
-        match listen {
-            // Relative: QEMU runs in the machine's run folder.
-            VncListen::Unix => self.option("-vnc", format!("unix:{VNC_SOCKET}")),
-            VncListen::Tcp => self.option("-vnc", "127.0.0.1:0,to=99"),
-        }
+    fn display(&mut self) {
+        // vmd gives it a socket to listen on, of either kind, once QEMU answers.
+        self.option("-vnc", "none");
         self.device(json!({"driver": "VGA", "id": "vga0", "bus": "pcie.0", "addr": ADDRESS_VGA}));
         self.device(json!({"driver": "qemu-xhci", "id": "usb0", "bus": "pcie.0", "addr": ADDRESS_USB}));
         self.device(json!({"driver": "usb-tablet", "id": "tablet0", "bus": "usb0.0"}));

@@ -34,7 +34,7 @@ pub fn check(spec: &Spec) -> Result<(), Fault> {
     for disk in &spec.disks {
         open_disk(disk)?;
     }
-    spec.kernel_boot.as_ref().map_or(Ok(()), check_kernel)
+    spec.kernel_boot.as_ref().map_or(Ok(()), |boot| open_boot(boot).map(drop))
 }
 
 /// Opens a disk for QEMU.
@@ -126,26 +126,35 @@ fn backing(path: &str, head: &[u8; 20]) -> io::Result<Option<String>> {
     Ok(Some(String::from_utf8_lossy(&name).into_owned()))
 }
 
-/// QEMU reads these itself, so that they are only looked at.
+/// Largest kernel or initramfs that is taken: one that only vmd's user may read is copied into memory.
+const MAX_BOOT_FILE: u64 = 1 << 30;
+
+/// Opens kernel and initramfs, in this order.
 ///
 /// # Errors
 /// FAILED_PRECONDITION that names the file and why it cannot be used.
-pub fn check_kernel(boot: &KernelBoot) -> Result<(), Fault> {
-    for (what, path) in [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())]
-        .into_iter()
-        .filter_map(|(w, p)| Some((w, p?)))
-    {
-        let failed = |error: &io::Error| {
-            unusable("KERNEL_UNUSABLE", what, path, error)
-                .hint("vmd's user must be able to read it, and to search the folders above it")
-        };
-        let meta = std::fs::metadata(path).map_err(|e| failed(&e))?;
-        if !meta.is_file() {
-            return Err(failed(&io::Error::other("it is not a regular file")));
+pub fn open_boot(boot: &KernelBoot) -> Result<Vec<File>, Fault> {
+    let files = [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())];
+    let files = files.into_iter().filter_map(|(what, path)| Some((what, path?)));
+    files.map(|(what, path)| open_boot_file(what, path)).collect()
+}
+
+fn open_boot_file(what: &str, path: &str) -> Result<File, Fault> {
+    let failed = |error: &io::Error| {
+        unusable("KERNEL_UNUSABLE", what, path, error)
+            .hint("vmd's user must be able to read it, and to search the folders above it")
+    };
+    let open = || {
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
         }
-        File::open(path).map_err(|e| failed(&e))?;
-    }
-    Ok(())
+        let file = File::open(path)?;
+        if file.metadata()?.len() > MAX_BOOT_FILE {
+            return Err(io::Error::other("it is larger than 1 GiB"));
+        }
+        Ok(file)
+    };
+    open().map_err(|e| failed(&e))
 }
 
 fn unusable(reason: &str, what: &str, path: &str, error: &io::Error) -> Fault {

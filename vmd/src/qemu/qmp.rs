@@ -8,11 +8,14 @@ pub mod fuzz;
 mod lines;
 
 use lines::Lines;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 use shared::fault::{Fault, Kind};
 use std::{
     collections::HashMap,
     io,
+    mem::MaybeUninit,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -21,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncWriteExt as _, Interest},
     net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc, oneshot},
 };
@@ -171,7 +174,28 @@ impl Qmp {
         )?
     }
 
+    /// Gives QEMU a descriptor, which it then has by this name.
+    ///
+    /// # Errors
+    /// As `execute`.
+    pub async fn give(&self, name: &str, fd: OwnedFd) -> Result<(), Fault> {
+        let command = "getfd";
+        let arguments = json!({"fdname": name});
+        let giving = self.exchange_with(command, arguments, Some(fd));
+        let late = || broken("QMP_TIMEOUT", "QEMU did not take a descriptor in time");
+        tokio::time::timeout(DEADLINE, giving).await.map_err(|_| late())?.map(drop)
+    }
+
     async fn exchange(&self, command: &str, arguments: Value) -> Result<Value, Fault> {
+        self.exchange_with(command, arguments, None).await
+    }
+
+    async fn exchange_with(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: Option<OwnedFd>,
+    ) -> Result<Value, Fault> {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let mut message = json!({"execute": command, "id": id});
         if !arguments.is_null() {
@@ -187,13 +211,32 @@ impl Qmp {
         // The lock is only ever given up between lines: a write that is cancelled half-way ends the connection.
         let mut writer = self.0.writer.lock().await;
         let mut partial = CloseUnlessDone { shared: &self.0, done: false };
-        writer.write_all(line.as_bytes()).await.map_err(|e| gone().cause(&e))?;
+        let sent = match &fd {
+            Some(fd) => send_with(&writer, line.as_bytes(), fd).await.map_err(|e| gone().cause(&e))?,
+            None => 0,
+        };
+        writer.write_all(&line.as_bytes()[sent..]).await.map_err(|e| gone().cause(&e))?;
         partial.done = true;
         drop(writer);
         answer.await.map_err(|_| gone())?.map_err(|text| {
             Fault::new(Kind::FailedPrecondition, "QMP_REFUSED", format!("QEMU refused `{command}`: {text}"))
         })
     }
+}
+
+/// Sends the beginning of a line together with a descriptor.
+async fn send_with(writer: &OwnedWriteHalf, line: &[u8], fd: &OwnedFd) -> io::Result<usize> {
+    writer
+        .as_ref()
+        .async_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds = [fd.as_fd()];
+            control.push(SendAncillaryMessage::ScmRights(&fds));
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            Ok(sendmsg(writer.as_ref(), &[io::IoSlice::new(line)], &mut control, flags)?)
+        })
+        .await
 }
 
 impl Shared {

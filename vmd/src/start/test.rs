@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::Spec;
+use crate::model::{Spec, VncListen};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},

@@ -51,6 +51,10 @@ impl Undo {
         {
             trouble.push(error.chain());
         }
+        if fault.reason() == "CONTAINMENT" {
+            context.jail.forget().await;
+        }
+        context.jail.give_back(&record.name);
         if self.folder {
             remove_folder(context, record);
         }
@@ -107,6 +111,7 @@ pub async fn clean_up<P: Ports>(
             tracing::error!(vm = %record.name, error = fault.chain(), "cannot record the end of a run");
         })
         .ok();
+    context.jail.give_back(&record.name);
     remove_folder(context, record);
     context.releases.release(&super::port_names(record)).await;
     told

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::Nic;
+use crate::model::{Nic, VncListen};
 use proptest::prelude::*;
 
 fn disk(path: &str, bus: DiskBus, media: DiskMedia) -> Disk {

@@ -1,0 +1,68 @@
+//! A machine's part of containment: its layers, its user, and the files it is given.
+
+use super::Context;
+use crate::{
+    jail::{self, Finding, Spec, host::Wanted},
+    model::{self, Accelerator, Record},
+    qemu::files::{self, printable_path},
+};
+use shared::fault::{Fault, Kind};
+use std::{fs, os::fd::OwnedFd, path::PathBuf};
+
+/// What the child gets.
+pub(super) struct Confined {
+    pub jail: Spec,
+    /// The open files of `jail`.
+    pub files: Vec<OwnedFd>,
+    /// What holds once it is up.
+    pub findings: Vec<Finding>,
+    /// The machine's spec with the names that kernel and initramfs have for QEMU.
+    pub spec: model::Spec,
+}
+
+/// Plans it, and opens kernel and initramfs.
+///
+/// # Errors
+/// What cannot be used; a layer that is required and is not to be had; no user id left.
+pub(super) async fn confine<P>(
+    context: &Context<P>,
+    record: &Record,
+    accelerator: Accelerator,
+    file_size: Option<u64>,
+) -> Result<Confined, Fault> {
+    let wanted = Wanted { vcpus: record.spec.vcpus, accelerator, file_size };
+    let (mut jail, findings) = context.jail.plan(&record.name, wanted).await?;
+    let program = context.jail.programs.of(context.host.binary()).await?;
+    jail.read.clone_from(&program.read);
+    jail.libraries.clone_from(&program.libraries);
+    let mut spec = record.spec.clone();
+    let Some(boot) = spec.kernel_boot.as_mut() else {
+        return Ok(Confined { jail, files: Vec::new(), findings, spec });
+    };
+    let paths = std::iter::once(&mut boot.kernel).chain(&mut boot.initrd);
+    let asked = record.spec.kernel_boot.clone();
+    // A dead network file system may block for long.
+    let open = tokio::task::spawn_blocking(move || asked.as_ref().map(files::open_boot).transpose())
+        .await
+        .map_err(|e| Fault::internal("the task that opens the kernel died").cause(&e))??
+        .unwrap_or_default();
+    let own_root = jail.layers.contains(&jail::Layer::Files);
+    let mut files = Vec::new();
+    for ((file, path), inside) in open.into_iter().zip(paths).zip([jail::KERNEL, jail::INITRD]) {
+        // The name without links, since that is what the layers compare.
+        let real = fs::canonicalize(&*path).unwrap_or_else(|_| PathBuf::from(&*path));
+        jail.files.push(jail::host::handed(&file, &real, inside).map_err(|error| {
+            Fault::new(
+                Kind::FailedPrecondition,
+                "KERNEL_UNUSABLE",
+                format!("cannot use `{}`", printable_path(path)),
+            )
+            .cause(&error)
+        })?);
+        if own_root {
+            inside.clone_into(path);
+        }
+        files.push(OwnedFd::from(file));
+    }
+    Ok(Confined { jail, files, findings, spec })
+}
