@@ -13,6 +13,7 @@ use shared::{
     fault::{Fault, Kind},
     slots::{Full, Share, Slots},
     socket::peer_of,
+    time::span,
 };
 use std::{pin::Pin, time::Duration};
 use tokio::sync::mpsc;
@@ -106,8 +107,8 @@ fn bounds(request: &wire::CaptureRequest) -> Result<Bounds, Fault> {
     };
     let duration = match request.max_duration {
         None => DURATION,
-        Some(duration) => match Duration::try_from(duration) {
-            Ok(duration) if (Duration::from_millis(1)..=MOST_DURATION).contains(&duration) => duration,
+        Some(duration) => match span(duration.seconds, duration.nanos) {
+            Some(duration) if (Duration::from_millis(1)..=MOST_DURATION).contains(&duration) => duration,
             _ => return invalid("duration", "1 ms to 24 h are possible".to_owned()),
         },
     };
@@ -151,6 +152,7 @@ mod test {
             wire::CaptureRequest { max_bytes: (64 << 30) + 1, ..Default::default() },
             wire::CaptureRequest { max_duration: time(0, 0), ..Default::default() },
             wire::CaptureRequest { max_duration: time(-1, 0), ..Default::default() },
+            wire::CaptureRequest { max_duration: time(i64::MIN, 0), ..Default::default() },
             wire::CaptureRequest { max_duration: time(24 * 3600, 1), ..Default::default() },
         ] {
             assert_eq!(bounds(&bad).unwrap_err().kind(), Kind::InvalidArgument, "{bad:?}");
