@@ -14,9 +14,13 @@ impl Census {
     pub fn of(netns: &Netns) -> Self {
         settle(netns);
         let mut census = BTreeMap::new();
+        // A bridge has `tso_max_size` of the ports that it had, also when they are gone.
         census.insert(
             "links",
-            without(netns.json("ip -j -d link"), &["operstate", "flags", "promiscuity", "allmulti", "state"]),
+            without(
+                netns.json("ip -j -d link"),
+                &["operstate", "flags", "promiscuity", "allmulti", "state", "tso_max_size"],
+            ),
         );
         // A bridge of netd with IPv6 gets its link-local address, and the route to it, when the kernel finds time.
         let mut addresses = netns.json("ip -j address");
