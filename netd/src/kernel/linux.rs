@@ -176,10 +176,7 @@ impl LinuxKernel {
             .forward_delay(0)
             .down()
             .build();
-        self.netlink
-            .link()
-            .add(message)
-            .execute()
+        self.make_link(name, alias, message)
             .await
             .map_err(|e| refused(format!("cannot create bridge `{name}`"), e))?;
         steps::point(|| format!("after the creation of bridge `{name}`"))?;
@@ -190,6 +187,30 @@ impl LinuxKernel {
         self.set_link(name, LinkUnspec::new_with_index(index).mtu(*mtu), "set the MTU of").await?;
         steps::point(|| format!("after the MTU of `{name}`"))?;
         self.set_link(name, LinkUnspec::new_with_index(index).alias(alias), "mark").await
+    }
+
+    /// Makes a link; one of that name that was made for the same object is made anew.
+    async fn make_link(
+        &self,
+        name: &IfName,
+        alias: &str,
+        message: LinkMessage,
+    ) -> Result<(), rtnetlink::Error> {
+        let made = self.netlink.link().add(message.clone()).execute().await;
+        let taken = matches!(&made, Err(rtnetlink::Error::NetlinkError(m)) if m.raw_code() == -EEXIST);
+        if taken && self.clear_the_way(name, alias).await {
+            return self.netlink.link().add(message).execute().await;
+        }
+        made
+    }
+
+    /// Removes a link that was made for the object of that alias. Whether there was one.
+    async fn clear_the_way(&self, name: &IfName, alias: &str) -> bool {
+        let found = self.link(name).await.ok().flatten().as_ref().and_then(link::parse);
+        let ours = |raw: &RawLink| {
+            raw.link.group == LINK_GROUP && (raw.link.alias.is_empty() || raw.link.alias == alias)
+        };
+        found.as_ref().is_some_and(ours) && self.delete_link(name).await.is_ok()
     }
 
     pub(super) async fn set_link(
@@ -214,7 +235,15 @@ impl LinuxKernel {
                 .cause(error)
                 .hint("netd needs /dev/net/tun (modprobe tun) and CAP_NET_ADMIN")
         };
-        let tap = Tap::create(name).map_err(|e| failed("create", &e))?;
+        let made = match Tap::create(name) {
+            Err(e)
+                if e.kind() == io::ErrorKind::ResourceBusy && self.clear_the_way(name, &spec.alias).await =>
+            {
+                Tap::create(name)
+            }
+            made => made,
+        };
+        let tap = made.map_err(|e| failed("create", &e))?;
         steps::point(|| format!("after the creation of tap `{name}`"))?;
         for key in
             [format!("net/ipv6/conf/{name}/disable_ipv6"), format!("net/ipv6/conf/{name}/addr_gen_mode")]

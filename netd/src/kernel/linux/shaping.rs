@@ -57,7 +57,7 @@ impl LinuxKernel {
     /// An ifb that is up and has its rate before anything is led through it.
     async fn create_ifb(&self, name: &IfName, alias: &str, rate: Rate) -> Result<(), Fault> {
         let message = LinkIfb::new(name.as_str()).link_group(LINK_GROUP).down().build();
-        let made = self.netlink.link().add(message).execute().await;
+        let made = self.make_link(name, alias, message).await;
         made.map_err(|e| failed(format!("cannot create ifb `{name}`"), e))?;
         steps::point(|| format!("after the creation of ifb `{name}`"))?;
         let key = format!("net/ipv6/conf/{name}/disable_ipv6");
