@@ -11,6 +11,7 @@
 
 mod converge;
 mod events;
+mod flows;
 mod forward;
 mod group;
 mod network;
@@ -26,6 +27,7 @@ use crate::{
     plan::Desired,
     services::{Services, Status},
 };
+use flows::{Ending, FLOWS};
 use shared::{
     events::{EventKind, News},
     fault::{Fault, Kind},
@@ -91,6 +93,8 @@ struct Records {
     /// By resource name; an object without an entry is pending.
     states: BTreeMap<String, State>,
     warnings: Vec<String>,
+    /// Flows that have to end.
+    ending: Ending,
 }
 
 /// A network as clients see it.
@@ -129,6 +133,7 @@ impl<K: Kernel> Reconciler<K> {
         let groups = store.load::<Group>(GROUP).await?;
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
         let reservations = store.load::<Reservation>(RESERVATION).await?;
+        let flows = store.load::<Ending>(FLOWS).await?;
         let broken = [
             networks.broken,
             ports.broken,
@@ -137,6 +142,7 @@ impl<K: Kernel> Reconciler<K> {
             sysctls.broken,
             reservations.broken,
             store.events().broken().to_vec(),
+            flows.broken,
         ]
         .concat();
         let warnings = broken
@@ -152,7 +158,8 @@ impl<K: Kernel> Reconciler<K> {
             reservations: reservations.records.into_iter().map(|(_, r)| (r.key(), r)).collect(),
             saved: sysctls.records.into_iter().collect(),
         };
-        let records = RwLock::new(Records { desired, states: BTreeMap::new(), warnings });
+        let ending = Ending::all(flows.records.into_iter().map(|(_, ending)| ending));
+        let records = RwLock::new(Records { desired, states: BTreeMap::new(), warnings, ending });
         Ok(Self(Arc::new(Inner { kernel, store, services, writer: Mutex::default(), records })))
     }
 

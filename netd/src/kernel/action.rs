@@ -99,6 +99,8 @@ pub enum Action {
     },
     /// Removes both tables.
     RemoveTables,
+    /// Ends flows that began as these members, which are no more, said. Others are passed over.
+    EndFlows(Elements),
     /// Writes a sysctl.
     SetSysctl {
         /// Such as `net/ipv4/ip_forward`.
@@ -150,6 +152,7 @@ impl Action {
                 words.into_iter().flatten().collect::<Vec<_>>().join("; ")
             }
             Self::RemoveTables => "the tables are there without need".to_owned(),
+            Self::EndFlows(_) => "flows go on as a former forward said".to_owned(),
             Self::SetSysctl { key, .. } => format!("sysctl `{key}` has another value"),
         }
     }

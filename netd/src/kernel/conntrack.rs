@@ -12,6 +12,7 @@ use rustix::{
         sockopt::{Timeout, set_socket_timeout},
     },
 };
+use shared::fault::{Fault, Kind};
 use std::{io, net::IpAddr, os::fd::OwnedFd, time::Duration};
 
 /// include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h: subsystem 1, its messages, attributes.
@@ -134,31 +135,41 @@ impl Entry {
     }
 }
 
-/// Ends the flows of forwards that are no more, and such that were under way before there was their forward. New flows
-/// follow the rules in any case: that old ones go on is worth a warning, and no failure of the change.
-pub async fn settle(gone: &Elements, come: &Elements) {
-    let of = |these: &Elements, others: &Elements| -> Vec<Flow> {
-        these.0.difference(&others.0).filter_map(Flow::of).collect()
-    };
-    let (gone, mut come) = (of(gone, come), of(come, gone));
-    come.retain(|flow| flow.protocol == Protocol::Udp);
-    if gone.is_empty() && come.is_empty() {
+/// Ends the flows of forwards that are no more.
+///
+/// # Errors
+/// INTERNAL if the connection table cannot be read or changed.
+pub async fn end_flows(gone: &Elements) -> Result<(), Fault> {
+    let gone: Vec<Flow> = gone.0.iter().filter_map(Flow::of).collect();
+    if gone.is_empty() {
+        return Ok(());
+    }
+    end(gone, Flow::sent).await.map_err(|e| {
+        Fault::new(Kind::Internal, "CONNTRACK", "cannot end the flows of former forwards").cause(&e)
+    })
+}
+
+/// Ends the flows that were under way before there was their forward. New ones follow the rules in any case: that these go
+/// on is worth a warning, and no failure of the change.
+pub async fn begin_anew(come: &Elements) {
+    let flows = come.0.iter().filter_map(Flow::of);
+    let come: Vec<Flow> = flows.filter(|flow| flow.protocol == Protocol::Udp).collect();
+    if come.is_empty() {
         return;
     }
-    if let Err(error) = end(gone, come).await {
-        tracing::warn!(%error, "flows go on as a former forward said");
+    if let Err(error) = end(come, Flow::came_late_for).await {
+        tracing::warn!(%error, "flows go on that began before their forward");
     }
 }
 
-async fn end(gone: Vec<Flow>, come: Vec<Flow>) -> io::Result<()> {
+async fn end(flows: Vec<Flow>, over: fn(&Flow, &Entry) -> bool) -> io::Result<()> {
     // The socket belongs to the network namespace of this thread, whoever uses it.
     let socket = open()?;
     let work = move || {
         for family in [AddressFamily::INET, AddressFamily::INET6] {
-            let over = entries(&socket, family)?.into_iter().filter(|entry| {
-                gone.iter().any(|flow| flow.sent(entry)) || come.iter().any(|flow| flow.came_late_for(entry))
-            });
-            over.collect::<Vec<_>>().iter().try_for_each(|entry| delete(&socket, family, entry))?;
+            let found = entries(&socket, family)?;
+            let mut over = found.iter().filter(|entry| flows.iter().any(|flow| over(flow, entry)));
+            over.try_for_each(|entry| delete(&socket, family, entry))?;
         }
         Ok(())
     };

@@ -3,8 +3,8 @@
 //! Every call of the trait is a step, `observe` as well as `apply`. A script says at which step what goes wrong.
 
 use super::{
-    Action, BridgeProfile, Bucket, CellSpec, Elements, Kernel, Link, LinkKind, Listener, Observed, PortFlags,
-    Scope, Tables, TapSpec, Traffic,
+    Action, BridgeProfile, Bucket, CellSpec, Element, Elements, Kernel, Link, LinkKind, Listener, Observed,
+    PortFlags, Scope, Tables, TapSpec, Traffic,
 };
 use crate::{
     model::{Address, IfName, LINK_GROUP, Protocol, Route},
@@ -70,6 +70,8 @@ pub struct Host {
     pub sysctls: BTreeMap<String, String>,
     /// The tables named as ours.
     pub tables: Option<FakeTables>,
+    /// Flows under way, by the member of a set that they began by.
+    pub flows: BTreeSet<Element>,
     next_index: u32,
 }
 
@@ -468,6 +470,7 @@ impl Host {
                 elements.extend(add.0.iter().cloned());
             }
             Action::RemoveTables => self.tables = None,
+            Action::EndFlows(gone) => self.flows.retain(|flow| !gone.0.contains(flow)),
             Action::SetSysctl { key, value } => {
                 *self.sysctls.get_mut(key).ok_or_else(|| refused("ENOENT", action))? = value.clone();
             }

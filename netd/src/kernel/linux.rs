@@ -4,7 +4,7 @@ mod address;
 mod shaping;
 
 use super::{
-    Action, BridgeProfile, Kernel, Link, LinkKind, Listener, Observed, Scope, TapSpec, Traffic,
+    Action, BridgeProfile, Kernel, Link, LinkKind, Listener, Observed, Scope, TapSpec, Traffic, conntrack,
     link::{self, RawLink},
     nft,
     route::{address_message, multipath_links, parse_address, parse_routes, route_message},
@@ -429,6 +429,7 @@ impl LinuxKernel {
             Action::ReplaceTables { instance, elements } => nft::replace(instance, elements).await,
             Action::ChangeElements { remove, add } => nft::change(remove, add).await,
             Action::RemoveTables => nft::apply(ruleset::remove()).await,
+            Action::EndFlows(gone) => conntrack::end_flows(gone).await,
             Action::SetSysctl { key, value } => sysctl::write(key, value),
         }
     }

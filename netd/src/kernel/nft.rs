@@ -23,14 +23,14 @@ pub async fn apply(batch: Batch<'static>) -> Result<(), Fault> {
     run(&["-j", "-f", "-"], &text).await.map(drop)
 }
 
-/// Removes and adds members of sets, and ends flows that began as a former forward said.
+/// Removes and adds members of sets, and ends flows that began while a forward was missing.
 ///
 /// # Errors
 /// INTERNAL with nft's own words. Nothing was changed.
 pub async fn change(remove: &Elements, add: &Elements) -> Result<(), Fault> {
     apply(ruleset::change(remove, add)).await?;
     steps::point(|| "between rules and flows".to_owned())?;
-    conntrack::settle(remove, add).await;
+    conntrack::begin_anew(add).await;
     Ok(())
 }
 
@@ -45,7 +45,7 @@ pub async fn replace(instance: &str, elements: &Elements) -> Result<(), Fault> {
         tracing::warn!(error = fault.chain(), "what guests' frames have left cannot be kept");
         apply_text(&ruleset::replace(instance, elements, &Traffic::default())).await?;
     }
-    conntrack::settle(&Elements::default(), elements).await;
+    conntrack::begin_anew(elements).await;
     Ok(())
 }
 

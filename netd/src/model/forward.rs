@@ -86,7 +86,7 @@ impl ForwardSpec {
 }
 
 /// A port of the host, and where it leads.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Forwarding<A> {
     /// Of both ports.
     pub protocol: Protocol,

@@ -1,7 +1,7 @@
 //! Bringing the whole kernel to the records: at the start, when somebody else changed something of ours, and as a
 //! slow resync.
 
-use super::{Reconciler, not_converged};
+use super::{Reconciler, flows::taken_out, not_converged};
 use crate::{
     kernel::{Action, Kernel, Observed, Scope},
     model::{Forward, Network, Port, PortKey, State},
@@ -152,7 +152,7 @@ impl<K: Kernel> Reconciler<K> {
             let networks = desired.networks.values().filter(|n| !n.deleting);
             let brought = networks.map(|network| {
                 let ports = ports_of(&desired, &network.name).filter(|port| !port.deleting);
-                self.0.services.bring(network, ports)
+                self.0.services.settle(network, ports)
             });
             futures_util::future::join_all(brought).await;
         }
@@ -268,18 +268,23 @@ impl<K: Kernel> Reconciler<K> {
         writer: &mut super::Writer,
     ) -> Result<(), Fault> {
         let mut plan = desired.plan_tables(observed, writer.digest.as_deref())?;
+        let mut seen = None;
         for _ in 0..TRIES {
             if plan.is_empty() {
                 break;
             }
+            let tables = seen.as_ref().or(observed.tables.as_ref());
+            self.note_flows(plan.iter().flat_map(|action| taken_out(action, tables))).await?;
             self.apply(&plan, observed).await?;
             let after = self.0.kernel.observe(&Scope::All).await?;
             self.learn_digest(&plan, &after, writer).await?;
             plan = desired.plan_tables(&after, writer.digest.as_deref())?;
+            seen = after.tables;
         }
         if let Some(first) = plan.first() {
             return Err(not_converged("the packet rules", first));
         }
+        self.end_flows().await;
         self.apply(&desired.plan_sysctls(observed), observed).await?;
         self.forget_sysctls(observed).await
     }

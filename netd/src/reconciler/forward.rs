@@ -1,6 +1,8 @@
 //! Creating and deleting forwards, and what ports that come, change and go mean for them.
 
-use super::{Reconciler, Writer, events, network::network_not_found, not_converged, port::scope};
+use super::{
+    Reconciler, Writer, events, flows::taken_out, network::network_not_found, not_converged, port::scope,
+};
 use crate::{
     alloc,
     kernel::{Action, Element, Elements, Kernel, Scope},
@@ -240,7 +242,10 @@ impl<K: Kernel> Reconciler<K> {
             remove: Elements(before.difference(after).cloned().collect()),
             add: Elements(after.difference(before).cloned().collect()),
         };
-        self.0.kernel.apply(&change).await
+        self.note_flows(taken_out(&change, None)).await?;
+        self.0.kernel.apply(&change).await?;
+        self.end_flows().await;
+        Ok(())
     }
 
     async fn put_forward(&self, forward: &Forward) -> Result<(), Fault> {

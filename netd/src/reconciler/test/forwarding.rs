@@ -354,3 +354,73 @@ fn a_forward_that_was_recorded_is_finished_at_the_next_start() {
         );
     }
 }
+
+/// Lets a flow of each forward begin, over IPv4 and IPv6.
+fn begin_flows(kernel: &FakeKernel) {
+    kernel.meddle(|host| {
+        let elements = host.tables.iter().flat_map(|tables| &tables.elements.0);
+        let forwards = elements.filter(|e| matches!(e, Element::Forward4(_) | Element::Forward6(_)));
+        host.flows = forwards.cloned().collect();
+        assert!(!host.flows.is_empty());
+    });
+}
+
+#[test]
+fn no_flow_outlives_its_forward_whenever_netd_dies() {
+    let prepare = |process: &Process| {
+        process.create(&lan()).unwrap();
+        process.create_port(&with_hostname("x", "web")).unwrap();
+        process.forward(&forward(8080, "web")).unwrap();
+        process.forward(&forward(8081, "web")).unwrap();
+        begin_flows(&process.kernel);
+    };
+    let judge = |process: &Process, at: &str| {
+        process.assert_converged();
+        let host = process.kernel.picture();
+        let elements = host.tables.unwrap_or_default().elements.0;
+        let left: Vec<_> = host.flows.iter().filter(|flow| !elements.contains(flow)).collect();
+        assert!(left.is_empty(), "{at}: {left:?}");
+        assert_eq!(process.run(process.netd().0.store.load::<Ending>(FLOWS)).unwrap().records, [], "{at}");
+    };
+    restart::kill_everywhere(prepare, async |netd| netd.delete_forward(at(8080)).await, judge);
+    restart::kill_everywhere(prepare, async |netd| netd.delete_port(key("lan", "x"), None, 0).await, judge);
+    restart::kill_everywhere(prepare, async |netd| netd.delete_network(name("lan"), true).await, judge);
+    let rename = PortChange { hostname: Some(Some(name("other"))), ..PortChange::default() };
+    let renamed =
+        async |netd: &Reconciler<FakeKernel>| netd.update_port(key("lan", "x"), rename.clone(), 0).await;
+    restart::kill_everywhere(prepare, renamed, judge);
+}
+
+#[test]
+fn flows_of_a_forward_that_stays_go_on() {
+    let (_dir, kernel, process) = lan_fixture();
+    process.create_port(&with_ip("web", "10.0.0.7")).unwrap();
+    process.forward(&forward(8080, "web")).unwrap();
+    process.forward(&forward(8081, "web")).unwrap();
+    begin_flows(&kernel);
+    process.delete_forward(8081).unwrap();
+    let ports = |host: &Host| -> BTreeSet<u16> {
+        host.flows
+            .iter()
+            .filter_map(|flow| match flow {
+                Element::Forward4(forwarding) => Some(forwarding.port),
+                Element::Forward6(forwarding) => Some(forwarding.port),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(ports(&kernel.picture()), BTreeSet::from([8080]));
+    // What could not be ended is, later, unless it is allowed again.
+    begin_flows(&kernel);
+    kernel.refuse(|action| matches!(action, Action::EndFlows(_)));
+    process.delete_forward(8080).expect("the rules are as they should be");
+    assert_eq!(ports(&kernel.picture()), BTreeSet::from([8080]));
+    kernel.heal();
+    process.forward(&forward(8080, "web")).unwrap();
+    assert_eq!(ports(&kernel.picture()), BTreeSet::from([8080]), "it is allowed again");
+    kernel.refuse(|action| matches!(action, Action::EndFlows(_)));
+    process.delete_forward(8080).unwrap();
+    kernel.heal();
+    process.converge();
+    assert_eq!(ports(&kernel.picture()), BTreeSet::new());
+}
