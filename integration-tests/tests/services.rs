@@ -559,3 +559,49 @@ fn services_that_cannot_be_are_refused_and_leave_nothing() {
     assert_eq!(host.ok_json("network list"), serde_json::json!([]));
     assert_eq!(integration_tests::census::left_in(&host, "netd-run"), Vec::<String>::new());
 }
+
+/// A dnsmasq that hangs at its start while there is a file.
+const HANGS: &str = "#!/bin/sh
+if [ -e DIR/hang ]; then
+    echo $$ >DIR/hanging.new
+    /bin/mv DIR/hanging.new DIR/hanging
+    exec /bin/sleep 1000
+fi
+exec /usr/sbin/dnsmasq \"$@\"
+";
+
+#[test]
+fn a_server_that_hangs_at_its_start_holds_up_no_change() {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+    let mut host = TestHost::bare();
+    let program = host.path("hanging-dnsmasq");
+    fs::write(&program, HANGS.replace("DIR", &host.dir.path().display().to_string())).expect("script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("mode");
+    host.netd_arguments = vec!["--dnsmasq".to_owned(), program];
+    host.start_netd();
+    host.ok("network create n --mode nat");
+    host.ok("network create other --mode isolated");
+    fs::write(host.path("hang"), "").expect("file");
+    let server = host.servers("n")[0];
+    host.netns.sh(&format!("kill -KILL {server}"));
+    let mut changes = 0;
+    wait::until("a change to be made while a start hangs", || {
+        let text = fs::read_to_string(host.path("hanging")).ok()?;
+        let hanging = std::path::PathBuf::from(format!("/proc/{}/stat", text.trim()));
+        if !hanging.exists() {
+            return None;
+        }
+        // Somebody changes something of another network, so that all is converged.
+        host.netns.sh("ip link set kvb-other down");
+        wait::until("the repair", || {
+            host.netns.succeeds("ip link show kvb-other up | grep -q .").then_some(())
+        });
+        changes += 1;
+        host.ok(&format!("group create g{changes}"));
+        hanging.exists().then_some(())
+    });
+    fs::remove_file(host.path("hang")).expect("file");
+    wait::until("dnsmasq to serve again", || {
+        (host.ok_json("network show n")["status"]["state"] == "ready").then_some(())
+    });
+}

@@ -217,6 +217,21 @@ impl Engine {
         service.unit.lock().await.bring(wanted, entries).await
     }
 
+    /// As `bring`, but leaves alone what cannot be brought now: what is being started, or has failed a moment ago. It is
+    /// looked after anyway, and whoever waits for a change does not wait for it.
+    pub(super) async fn settle<'a>(
+        &self,
+        network: &Network,
+        ports: impl Iterator<Item = &'a Port>,
+    ) -> Result<(), Fault> {
+        if let Some(service) = self.find(&network.name)
+            && service.unit.try_lock().map_or(true, |unit| unit.rests())
+        {
+            return Ok(());
+        }
+        self.bring(network, ports).await
+    }
+
     pub(super) async fn remove(&self, network: &Network) -> Result<(), Fault> {
         let known = self.find(&network.name).is_some();
         if !known && !Folder::new(&self.settings.run_dir, &network.name).path().exists() {
@@ -282,6 +297,7 @@ fn entry(wanted: &Wanted, port: &Port) -> Entry {
     Entry {
         reservation: render::reservation(&wanted.network, port),
         names: render::names(&wanted.services, port),
+        addresses: port.addresses().collect(),
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Entry {
     pub reservation: String,
     /// For the folder `names`.
     pub names: String,
+    /// What is reserved.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The folder of one network.
@@ -334,7 +336,11 @@ mod test {
     }
 
     fn entries(ports: &[(&str, &str)]) -> BTreeMap<Name, Entry> {
-        let entry = |text: &str| Entry { reservation: text.to_owned(), names: text.to_uppercase() };
+        let entry = |text: &str| Entry {
+            reservation: text.to_owned(),
+            names: text.to_uppercase(),
+            addresses: Vec::new(),
+        };
         ports.iter().map(|(name, text)| (name.parse().unwrap(), entry(text))).collect()
     }
 

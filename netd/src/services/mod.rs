@@ -65,6 +65,22 @@ impl Services {
         }
     }
 
+    /// As `bring`, where nobody waits for this network alone: one that is being started, or whose start has failed a moment
+    /// ago, is left to those who look after it.
+    ///
+    /// # Errors
+    /// As `bring`.
+    pub async fn settle<'a>(
+        &self,
+        network: &Network,
+        ports: impl Iterator<Item = &'a Port>,
+    ) -> Result<(), Fault> {
+        match &self.0 {
+            Some(engine) => engine.settle(network, ports).await,
+            None => Ok(()),
+        }
+    }
+
     /// Ends a network's services and removes their files.
     ///
     /// # Errors

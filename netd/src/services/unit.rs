@@ -12,7 +12,10 @@ use crate::{
     plan,
 };
 use ipnet::IpNet;
-use rustix::{net::netdevice::name_to_index, process::Signal};
+use rustix::{
+    net::{AddressFamily, SocketType, netdevice::name_to_index, socket},
+    process::Signal,
+};
 use shared::{
     fault::{Fault, Kind},
     name::Name,
@@ -23,7 +26,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read as _, Write as _},
-    net::{IpAddr, UdpSocket},
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -106,6 +109,11 @@ impl Unit {
         self.wanted.as_ref()
     }
 
+    /// Whether a start has failed, and it is too early for the next.
+    pub fn rests(&self) -> bool {
+        self.running.is_none() && Instant::now() < self.next_start
+    }
+
     fn publish(&self, status: Status) {
         *self.status.write().unwrap_or_else(PoisonError::into_inner) = status;
     }
@@ -125,14 +133,26 @@ impl Unit {
         self.reload |= self.folder.sync(&self.entries, &entries)?;
         self.entries = entries;
         self.wanted = Some(wanted);
+        self.prune_unknown();
         if self.running.is_none() {
             self.running = self.take_over()?;
+            // An earlier netd may have ended before it told what it had removed.
+            self.reload |= self.running.is_some();
         }
         match self.trouble() {
             None if !other => Ok(()),
             None => self.restart("its configuration is another one").await,
             Some(why) => self.restart(&why).await,
         }
+    }
+
+    /// Leases of addresses that no port has: the port went, and netd ended before the lease did.
+    fn prune_unknown(&mut self) {
+        let known: BTreeSet<_> = self.entries.values().flat_map(|entry| &entry.addresses).collect();
+        let leases = self.folder.leases().into_iter().map(|lease| lease.address);
+        let unknown: Vec<_> = leases.filter(|address| !known.contains(address)).collect();
+        self.reload |= !unknown.is_empty();
+        self.pruned.extend(unknown);
     }
 
     /// Writes the files of a port; whether the process has to be told.
@@ -219,7 +239,7 @@ impl Unit {
     }
 
     fn link_index(&self) -> Option<u32> {
-        let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::1]:0")).ok()?;
+        let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
         name_to_index(socket, self.link()?.as_str()).ok()
     }
 
