@@ -1,12 +1,16 @@
 //! A complete picture of a host, by tools that are not ours, to compare before and after.
 
+mod whole;
+
+pub use whole::Held;
+
 use crate::{host::TestHost, netns::Netns, wait};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// Everything that a test may have changed on a host. Two are equal exactly when nothing is left behind.
 #[derive(Debug, PartialEq)]
-pub struct Census(BTreeMap<&'static str, String>);
+pub struct Census(BTreeMap<String, String>);
 
 impl Census {
     /// Takes the picture of a namespace.
@@ -22,14 +26,8 @@ impl Census {
                 &["operstate", "flags", "promiscuity", "allmulti", "state", "tso_max_size"],
             ),
         );
-        // A bridge of netd with IPv6 gets its link-local address, and the route to it, when the kernel finds time.
         let mut addresses = netns.json("ip -j address");
-        for link in addresses.as_array_mut().into_iter().flatten() {
-            let ours = link["ifname"].as_str().is_some_and(|name| name.starts_with("kvb-"));
-            if let Some(list) = link["addr_info"].as_array_mut().filter(|_| ours) {
-                list.retain(|address| address["scope"] != "link");
-            }
-        }
+        drop_link_local(&mut addresses);
         census.insert(
             "addresses",
             without(
@@ -39,12 +37,7 @@ impl Census {
         );
         // Of both families.
         let mut routes = netns.json("ip -j route show table all");
-        if let Some(routes) = routes.as_array_mut() {
-            let begins = |route: &Value, key: &str, with: &str| {
-                route[key].as_str().is_some_and(|text| text.starts_with(with))
-            };
-            routes.retain(|route| !(begins(route, "dev", "kvb-") && begins(route, "dst", "fe80:")));
-        }
+        drop_link_local_routes(&mut routes);
         census.insert("routes", without(routes, &["flags"]));
         // Learnt and multicast entries come and go with traffic.
         let mut fdb = netns.json("bridge -j fdb");
@@ -60,7 +53,7 @@ impl Census {
                 "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding net.ipv4.conf.all.accept_redirects",
             ),
         );
-        Self(census)
+        Self(census.into_iter().map(|(what, text)| (what.to_owned(), text)).collect())
     }
 
     /// Panics with the first difference.
@@ -69,31 +62,54 @@ impl Census {
     /// If there is one.
     pub fn assert_same(&self, now: &Self) {
         for (what, before) in &self.0 {
-            let now = &now.0[what];
+            let now = now.0.get(what).map_or("", String::as_str);
             let gone: Vec<_> = before.lines().filter(|line| !now.contains(line)).collect();
             let new: Vec<_> = now.lines().filter(|line| !before.contains(line)).collect();
-            assert!(before == now, "{what} changed:\ngone {gone:#?}\nnew {new:#?}");
+            let moved = gone.is_empty() && new.is_empty() && before != now;
+            let all = if moved { format!("\n{before}\nis now\n{now}") } else { String::new() };
+            assert!(before == now, "{what} changed:\ngone {gone:#?}\nnew {new:#?}{all}");
         }
+        let new: Vec<_> = now.0.iter().filter(|(what, _)| !self.0.contains_key(*what)).collect();
+        assert!(new.is_empty(), "new: {new:#?}");
     }
 }
 
 /// Waits until the kernel has given each running link of the host's own its link-local address.
 fn settle(netns: &Netns) {
-    wait::until("link-local addresses", || {
-        let links = netns.json("ip -j address");
-        let settled = links.as_array()?.iter().all(|link| {
-            let own = !link["ifname"].as_str().unwrap_or_default().starts_with("kv");
-            let addressed = || {
-                link["addr_info"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .any(|a| a["scope"] == "link" && a["tentative"] != true)
-            };
-            !own || link["operstate"] != "UP" || link.get("master").is_some() || addressed()
-        });
-        settled.then_some(())
-    });
+    wait::until("link-local addresses", || settled(&netns.json("ip -j address")).then_some(()));
+}
+
+fn settled(links: &Value) -> bool {
+    links.as_array().into_iter().flatten().all(|link| {
+        let own = !link["ifname"].as_str().unwrap_or_default().starts_with("kv");
+        let addressed = || {
+            let addresses = link["addr_info"].as_array().into_iter().flatten();
+            addresses.into_iter().any(|a| a["scope"] == "link" && a["tentative"] != true)
+        };
+        !own || link["operstate"] != "UP" || link.get("master").is_some() || addressed()
+    })
+}
+
+/// A bridge of netd with IPv6 gets its link-local address, and the route to it, when the kernel finds time.
+fn drop_link_local(addresses: &mut Value) {
+    for link in addresses.as_array_mut().into_iter().flatten() {
+        let ours = link["ifname"].as_str().is_some_and(|name| name.starts_with("kvb-"));
+        if let Some(list) = link["addr_info"].as_array_mut().filter(|_| ours) {
+            list.retain(|address| address["scope"] != "link");
+        }
+    }
+}
+
+/// As `drop_link_local`, of routes.
+fn drop_link_local_routes(routes: &mut Value) {
+    if let Some(routes) = routes.as_array_mut() {
+        let begins = |route: &Value, key: &str, with: &str| {
+            route[key].as_str().is_some_and(|text| text.starts_with(with))
+        };
+        // That of all groups comes with a carrier, if not at once.
+        let kernels = |route: &Value| begins(route, "dst", "fe80:") || route["dst"] == "ff00::/8";
+        routes.retain(|route| !(begins(route, "dev", "kvb-") && kernels(route)));
+    }
 }
 
 /// Names of what lies in a folder of the host's, files of the state store aside.

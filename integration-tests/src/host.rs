@@ -9,7 +9,7 @@ use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, ExitStatus},
     sync::atomic::{AtomicU32, Ordering},
 };
 use tempfile::TempDir;
@@ -192,6 +192,23 @@ impl TestHost {
     /// If netd does not serve.
     pub fn start_netd_by(&mut self, starter: &[&str]) {
         let socket = self.dir.path().join("netd.sock");
+        let command = self.netd_command(starter);
+        self.netd = Some(self.start(command, "netd.log", &socket));
+    }
+
+    /// Starts netd, and waits until it serves, or has ended: then how.
+    pub fn try_start_netd(&mut self) -> Option<ExitStatus> {
+        let mut child = self.spawn(self.netd_command(&[]), "netd.log");
+        let socket = self.dir.path().join("netd.sock");
+        let ended = wait::until("netd to serve or to end", || match child.try_wait().expect("netd") {
+            Some(status) => Some(Some(status)),
+            None => UnixStream::connect(&socket).ok().map(|_| None),
+        });
+        self.netd = ended.is_none().then_some(child);
+        ended
+    }
+
+    fn netd_command(&self, starter: &[&str]) -> Command {
         let mut command = self.netns.command("env");
         command
             .args(starter)
@@ -199,7 +216,7 @@ impl TestHost {
             .args(["--socket", &self.path("netd.sock"), "--state-dir", &self.path("netd-state")])
             .args(["--run-dir", &self.path("netd-run"), "--socket-group", &VMD_UID.to_string()]);
         command.args(&self.netd_arguments);
-        self.netd = Some(self.start(command, "netd.log", &socket));
+        command
     }
 
     /// Starts vmd as an unprivileged user and waits until it serves.
@@ -241,11 +258,16 @@ impl TestHost {
         self.vmd = Some(self.start(command, "vmd.log", &socket));
     }
 
-    fn start(&self, mut command: Command, log: &str, socket: &Path) -> Child {
-        let log_path = self.dir.path().join(log);
-        let file = fs::OpenOptions::new().create(true).append(true).open(&log_path).expect("log");
+    fn spawn(&self, mut command: Command, log: &str) -> Child {
+        let log = self.dir.path().join(log);
+        let file = fs::OpenOptions::new().create(true).append(true).open(log).expect("log");
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
-        let mut child = command.stdout(file.try_clone().expect("log")).stderr(file).spawn().expect("daemon");
+        command.stdout(file.try_clone().expect("log")).stderr(file).spawn().expect("daemon")
+    }
+
+    fn start(&self, command: Command, log: &str, socket: &Path) -> Child {
+        let mut child = self.spawn(command, log);
+        let log_path = self.dir.path().join(log);
         wait::until(&format!("{} to be there", socket.display()), || {
             if let Some(status) = child.try_wait().expect("daemon") {
                 panic!("the daemon ended ({status}): {}", fs::read_to_string(&log_path).unwrap_or_default());
@@ -274,6 +296,21 @@ impl TestHost {
     #[must_use]
     pub fn netd_pid(&self) -> u32 {
         self.netd.as_ref().expect("netd runs").id()
+    }
+
+    /// netd's process id, if it was started and not ended by this host.
+    #[must_use]
+    pub fn netd_id(&self) -> Option<u32> {
+        self.netd.as_ref().map(Child::id)
+    }
+
+    /// Waits until netd ends by itself, and returns how.
+    ///
+    /// # Panics
+    /// If it was not started, or does not end.
+    pub fn await_netds_end(&mut self) -> ExitStatus {
+        let mut child = self.netd.take().expect("netd runs");
+        wait::until("netd to end", || child.try_wait().expect("netd"))
     }
 
     /// vmd's process id.

@@ -17,6 +17,7 @@ pub mod objects;
 pub mod random;
 pub mod raw;
 pub mod rpc;
+pub mod steps;
 pub mod tap;
 pub mod user;
 pub mod wait;

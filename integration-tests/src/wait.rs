@@ -21,13 +21,20 @@ pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
 ///
 /// # Panics
 /// After `patience`.
-pub fn until_within<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until_within<T>(what: &str, patience: Duration, look: impl FnMut() -> Option<T>) -> T {
+    try_until(patience, look).unwrap_or_else(|| panic!("waited {patience:?} in vain for {what}"))
+}
+
+/// As `until_within`, for who says more about what did not come; `None` when patience ends.
+pub fn try_until<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + patience;
     loop {
         if let Some(found) = look() {
-            return found;
+            return Some(found);
         }
-        assert!(Instant::now() < end, "waited {patience:?} in vain for {what}");
+        if Instant::now() >= end {
+            return None;
+        }
         thread::park_timeout(PAUSE);
     }
 }

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Each step of that phase is a line `TOKEN NUMBER NAME` in the file beside the plan whose name has `.log` appended,
-//! written before the step is taken.
+//! written before the step is taken. NAME begins with `point` where there is nothing to take: a place between effects.
 
 #[cfg(debug_assertions)]
 mod plan;
@@ -106,5 +106,5 @@ pub fn effect<T>(
 /// Only if the plan says so.
 #[inline(always)]
 pub fn point(name: impl FnOnce() -> String) -> Result<(), Fault> {
-    effect(name, || Ok(()))
+    effect(|| format!("point {}", name()), || Ok(()))
 }
