@@ -23,7 +23,11 @@ pub struct Config {
     /// The program that serves DHCP and DNS.
     #[arg(long, value_name = "PATH", default_value = "dnsmasq")]
     pub dnsmasq: PathBuf,
-    /// Group, by name or number, that may use the socket besides root. Without it: `kvmctl`, if there is such a group.
+    /// Group, by name or number, that may connect to the socket besides root. Without it: `kvmctl`, if there is such a group.
     #[arg(long, value_name = "GROUP", env = "KVMCTL_SOCKET_GROUP")]
     pub socket_group: Option<String>,
+    /// Says who may do what. Without it: /etc/kvmctl/access.toml, if it is there; else root and netd's own user are
+    /// admins, and members of the socket's group operators. Read again when it changes, and on SIGHUP.
+    #[arg(long, value_name = "PATH")]
+    pub access_file: Option<PathBuf>,
 }

@@ -1,5 +1,6 @@
 //! Wire types to model types and back: where a request is checked for form.
 
+mod caller;
 pub mod diagnose;
 mod event;
 mod forward;
@@ -7,6 +8,7 @@ mod group;
 mod port;
 mod service;
 
+pub use caller::caller;
 pub use event::{event, message};
 pub use forward::{forward, forward_key, new_forward};
 pub use group::{group, group_change, new_group};

@@ -9,6 +9,8 @@ use netd::{
     services::{Engine, Services, Settings, launch},
 };
 use shared::{
+    access::{Access, Gate},
+    audit::Audit,
     events::{EventKind, News},
     fault::{Fault, Kind},
     limits,
@@ -62,9 +64,13 @@ async fn run(config: Config) -> Result<(), Fault> {
         })?),
         None => group_id("kvmctl"),
     };
+    let access = Access::open(config.access_file.as_deref(), group)?;
+    access.reload_on_hangup().map_err(|e| Fault::internal("cannot watch for signals").cause(&e))?;
     let store = Store::open(&config.state_dir)?;
     let began = format!("netd {} began", env!("CARGO_PKG_VERSION"));
     store.tell(Vec::new(), vec![News::of(EventKind::Started, "", began)]);
+    let methods = proto::METHODS.iter().map(|method| (method.path, method.role, method.audited));
+    let gate = Gate::new(access.clone(), Audit::open(&config.state_dir), methods)?;
     let kernel = LinuxKernel::new()?;
     let settings = Settings::new(config.dnsmasq, config.run_dir, store.instance().simple().to_string())?;
     let engine = Arc::new(Engine::new(settings, kernel.clone()));
@@ -86,8 +92,8 @@ async fn run(config: Config) -> Result<(), Fault> {
         let stop = stop.clone();
         async move { engine.run(stop).await }
     });
-    let routes = server::routes(reconciler.clone(), stop.clone());
-    let served = serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
+    let routes = server::routes(reconciler.clone(), access, stop.clone());
+    let served = serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, stop.clone()).await;
     stop.cancel();
     repair.abort();
     looked_after.abort();

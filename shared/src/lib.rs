@@ -1,6 +1,8 @@
 //! What all three programs need: names, errors, sockets, the state store, telemetry and an orderly end.
 //! It knows gRPC and knows no resource.
 
+pub mod access;
+pub mod audit;
 pub mod events;
 pub mod fault;
 pub mod limits;

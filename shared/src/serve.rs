@@ -12,6 +12,7 @@ mod words;
 pub use limits::{LONG_CALLS, Limits};
 
 use crate::{
+    access::Gate,
     fault::{Fault, Kind},
     socket::Bound,
     telemetry,
@@ -26,9 +27,9 @@ const PARTING: Duration = Duration::from_millis(500);
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 
-/// Adds health and reflection to `routes` and serves them on `bound`, within the default limits, until `stop` is
-/// cancelled. Calls that are open then get a short grace, and UNAVAILABLE after it. `descriptors` are those of the
-/// services in `routes`.
+/// Adds health and reflection to `routes` and serves them on `bound`, behind `gate` and within the default limits, until
+/// `stop` is cancelled. Calls that are open then get a short grace, and UNAVAILABLE after it. `descriptors` are those of
+/// the services in `routes`.
 ///
 /// # Errors
 /// UNAVAILABLE if the server fails as a whole.
@@ -36,9 +37,20 @@ pub async fn serve(
     bound: Bound,
     routes: Routes,
     descriptors: &'static [u8],
+    gate: &Gate,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
-    serve_within(Limits::default().within_descriptors(), bound, routes, descriptors, stop).await
+    let api = Api { routes, descriptors };
+    serve_within(Limits::default().within_descriptors(), bound, api, gate, stop).await
+}
+
+/// What is served.
+#[derive(Debug)]
+pub struct Api {
+    /// The services.
+    pub routes: Routes,
+    /// Their encoded descriptors.
+    pub descriptors: &'static [u8],
 }
 
 /// As `serve`, within these limits.
@@ -48,10 +60,11 @@ pub async fn serve(
 pub async fn serve_within(
     limits: Limits,
     bound: Bound,
-    routes: Routes,
-    descriptors: &'static [u8],
+    api: Api,
+    gate: &Gate,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
+    let Api { routes, descriptors } = api;
     let broken = |error: &dyn std::error::Error| {
         Fault::new(Kind::Unavailable, "SERVER", "the gRPC server failed").cause(error)
     };
@@ -81,6 +94,8 @@ pub async fn serve_within(
         .max_connection_age(limits.connection_age)
         // Outermost: nothing of a call that is refused for its limits is looked at further.
         .layer(guard)
+        // Then whether the caller may.
+        .layer(gate.layer())
         .add_routes(routes.add_service(health).add_service(reflection))
         .serve_with_incoming_shutdown(
             accept::Door::new(bound, limits.clone()).connections(),

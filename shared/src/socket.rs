@@ -1,11 +1,14 @@
 //! Unix sockets: who is calling, and how to call.
 
+mod groups;
+
 use crate::fault::{Fault, Kind};
 use std::{
     fs, io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,15 +19,17 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint, server::Connected};
 
 /// The process at the other end of a connection, as the kernel knew it when it connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Effective user id.
     pub uid: u32,
     /// Effective group id.
     pub gid: u32,
-    /// Process id; may be reused by another process later. 0: a process of another PID namespace, such as another
-    /// container's, that has no number in ours.
+    /// Process id, for people only: it may be another process's by now. 0: a process of another PID namespace, such as
+    /// another container's, that has no number in ours.
     pub pid: i32,
+    /// The supplementary groups that it had.
+    pub groups: Arc<[u32]>,
 }
 
 /// A connection that knows its peer. Handlers find the `Peer` in the request's extensions.
@@ -43,6 +48,8 @@ impl PeerStream {
             uid: cred.uid(),
             gid: cred.gid(),
             pid: cred.pid().unwrap_or_default(),
+            // Without them it has none.
+            groups: groups::of_peer(&stream).unwrap_or_default().into(),
         });
         Self { stream, peer }
     }
@@ -52,7 +59,7 @@ impl Connected for PeerStream {
     type ConnectInfo = Option<Peer>;
 
     fn connect_info(&self) -> Option<Peer> {
-        self.peer
+        self.peer.clone()
     }
 }
 
@@ -76,17 +83,6 @@ impl AsyncWrite for PeerStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
-}
-
-/// The caller of a request.
-///
-/// # Errors
-/// PERMISSION_DENIED if the kernel did not say who it is.
-pub fn peer_of<T>(request: &tonic::Request<T>) -> Result<Peer, Fault> {
-    request.extensions().get::<Option<Peer>>().copied().flatten().ok_or_else(|| {
-        Fault::new(Kind::PermissionDenied, "UNKNOWN_PEER", "the caller cannot be identified")
-            .hint("connect through the daemon's Unix socket")
-    })
 }
 
 /// A bound listening socket that removes its file in the end.

@@ -35,9 +35,13 @@ pub struct Config {
     /// Start no machine whose QEMU cannot be contained in full; `kvmctl host show` tells what this host allows.
     #[arg(long)]
     pub require_containment: bool,
-    /// Group that may use the socket [default: kvmctl, if there is that group].
+    /// Group that may connect to the socket [default: kvmctl, if there is that group].
     #[arg(long, value_name = "GROUP", env = "KVMCTL_SOCKET_GROUP")]
     pub socket_group: Option<String>,
+    /// Says who may do what. Without it: /etc/kvmctl/access.toml, if it is there; else root and vmd's own user are
+    /// admins, and members of the socket's group operators. Read again when it changes, and on SIGHUP.
+    #[arg(long, value_name = "PATH")]
+    pub access_file: Option<PathBuf>,
 }
 
 /// What `--accel` asks for.

@@ -1,5 +1,6 @@
 //! Between wire types and the model: requests are checked here, and nothing unchecked gets further in.
 
+mod caller;
 mod emit;
 mod event;
 #[cfg(any(test, fuzzing))]
@@ -7,7 +8,8 @@ pub mod fuzz;
 mod nic;
 mod parse;
 
-pub use emit::{accelerator, containment, timestamp, vm};
+pub use caller::caller;
+pub use emit::{accelerator, containment, timestamp, vm, vm_of_another};
 pub use event::{event, message};
 pub use parse::{labels, resource, spec, stop_timeout};
 

@@ -1,7 +1,14 @@
 //! The program: reads the command line, opens the state, adopts what runs, serves until told to end.
 
 use clap::Parser as _;
-use shared::{fault::Fault, limits, serve, shutdown, socket::Bound, telemetry};
+use shared::{
+    access::{Access, Gate},
+    audit::Audit,
+    fault::Fault,
+    limits, serve, shutdown,
+    socket::Bound,
+    telemetry,
+};
 use std::{process::ExitCode, time::Duration};
 use vmd::{config::Config, ports::NetdPorts, qemu::launch, server, supervisor::Supervisor};
 
@@ -47,17 +54,22 @@ async fn run(config: Config) -> Result<(), Fault> {
     limits::raise_descriptors();
     let stop =
         shutdown::on_signal().map_err(|e| Fault::internal("cannot install signal handlers").cause(&e))?;
+    let group = config.group()?;
+    let access = Access::open(config.access_file.as_deref(), group)?;
+    access.reload_on_hangup().map_err(|e| Fault::internal("cannot install signal handlers").cause(&e))?;
     // Bound early, so that a second vmd fails before it looks at anything; served only once all is adopted.
-    let bound = Bound::bind(&config.socket, config.group()?)?;
+    let bound = Bound::bind(&config.socket, group)?;
     let ports = NetdPorts::new(&config.netd)?;
     let supervisor = tokio::select! {
         supervisor = Supervisor::open(&config, ports, stop.clone()) => supervisor?,
         // A QEMU that is silent holds the adoption up, but not the end: the next vmd adopts it.
         () = stop.cancelled() => return Ok(()),
     };
-    let routes = server::routes(supervisor.clone(), stop.clone());
+    let routes = server::routes(supervisor.clone(), access.clone(), stop.clone());
+    let methods = proto::METHODS.iter().map(|method| (method.path, method.role, method.audited));
+    let gate = Gate::new(access, Audit::open(&config.state_dir), methods)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
-    let result = serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()).await;
+    let result = serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, stop.clone()).await;
     stop.cancel();
     let _ = tokio::time::timeout(LAST_WORDS, supervisor.join()).await;
     let _ = tokio::time::timeout(LAST_WORDS, supervisor.ended()).await;

@@ -34,6 +34,12 @@ pub struct Record {
     pub spec: Spec,
     /// The address of each NIC, in the order of the spec.
     pub macs: Vec<Mac>,
+    /// Who created it. Records of a vmd that asked nobody are root's.
+    #[serde(default)]
+    pub owner: u32,
+    /// Whether its owner was an operator then: its disks and kernels have to be where those of operators are.
+    #[serde(default)]
+    pub confined: bool,
 }
 
 impl Record {

@@ -9,7 +9,7 @@ use crate::{
     convert,
     driver::{Handle, Verb},
     machine::State,
-    model::Vm,
+    model::{Spec, Vm},
     ports::Ports,
     supervisor::{NewVm, Supervisor, not_found},
 };
@@ -23,6 +23,7 @@ use proto::vmd::v1::{
     vm_service_server::{VmService, VmServiceServer},
 };
 use shared::{
+    access::{Access, Caller},
     fault::{Fault, Kind},
     name::Name,
 };
@@ -39,12 +40,13 @@ type Vms = Pin<Box<dyn Stream<Item = Result<wire::Vm, Status>> + Send>>;
 #[derive(Clone, Debug)]
 struct Server<P> {
     supervisor: Supervisor<P>,
+    access: Access,
     stop: CancellationToken,
 }
 
-/// All services.
-pub fn routes<P: Ports>(supervisor: Supervisor<P>, stop: CancellationToken) -> Routes {
-    let server = Arc::new(Server { supervisor, stop });
+/// All services, to be served behind a gate that knows the caller by `access`.
+pub fn routes<P: Ports>(supervisor: Supervisor<P>, access: Access, stop: CancellationToken) -> Routes {
+    let server = Arc::new(Server { supervisor, access, stop });
     Routes::new(VmServiceServer::from_arc(Arc::clone(&server)))
         .add_service(EventServiceServer::from_arc(Arc::clone(&server)))
         .add_service(HostServiceServer::from_arc(server))
@@ -64,11 +66,37 @@ impl<P: Ports> Server<P> {
         Ok((name, handle))
     }
 
-    async fn verb(&self, resource: &str, verb: Verb) -> Answer<wire::Vm> {
-        let (_, handle) = self.handle(resource)?;
-        let vm = handle.carry_out(verb).await?;
-        Ok(Response::new(convert::vm(&vm)))
+    /// A machine that is the caller's to act on.
+    fn own(&self, caller: &Caller, resource: &str) -> Result<(Name, Handle), Fault> {
+        let (name, handle) = self.handle(resource)?;
+        caller.must_own("machine", handle.watch.borrow().record.owner)?;
+        Ok((name, handle))
     }
+
+    async fn verb(&self, caller: &Caller, resource: &str, verb: Verb) -> Answer<wire::Vm> {
+        caller.about(resource);
+        let (_, handle) = self.own(caller, resource)?;
+        carry_out(caller, &handle, verb).await
+    }
+}
+
+async fn carry_out(caller: &Caller, handle: &Handle, verb: Verb) -> Answer<wire::Vm> {
+    let vm = handle.carry_out(verb).await?;
+    Ok(Response::new(shown(caller, &vm)))
+}
+
+/// Whether a machine's networks are granted to the caller, and its NICs without a filter.
+fn granted(caller: &Caller, spec: &Spec) -> Result<(), Fault> {
+    spec.nics.iter().try_for_each(|nic| {
+        caller.must_be_granted(&nic.network)?;
+        caller.must_filter(nic.port.filter)
+    })
+}
+
+/// A machine as the caller may see it.
+fn shown(caller: &Caller, vm: &Vm) -> wire::Vm {
+    let own = caller.is_admin() || caller.uid == vm.record.owner;
+    if own { convert::vm(vm) } else { convert::vm_of_another(vm) }
 }
 
 #[tonic::async_trait]
@@ -79,12 +107,14 @@ impl<P: Ports> VmService for Server<P> {
     type AttachConsoleStream = Chunks;
 
     async fn get_vm(&self, request: Request<GetVmRequest>) -> Answer<wire::Vm> {
+        let caller = Caller::of(&request)?;
         let (_, handle) = self.handle(&request.into_inner().name)?;
         let vm = handle.watch.borrow().clone();
-        Ok(Response::new(convert::vm(&vm)))
+        Ok(Response::new(shown(&caller, &vm)))
     }
 
     async fn list_vms(&self, request: Request<ListVmsRequest>) -> Answer<ListVmsResponse> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let invalid = |what: &str| {
             Fault::new(Kind::InvalidArgument, "INVALID_PAGE", format!("the {what} is not valid"))
@@ -101,7 +131,7 @@ impl<P: Ports> VmService for Server<P> {
         let (vms, more) = self.supervisor.list(after.as_ref(), most);
         let next = vms.last().filter(|_| more).map(|vm| vm.record.name.to_string());
         Ok(Response::new(ListVmsResponse {
-            vms: vms.iter().map(|vm| convert::vm(vm)).collect(),
+            vms: vms.iter().map(|vm| shown(&caller, vm)).collect(),
             next_page_token: next.unwrap_or_default(),
         }))
     }
@@ -111,82 +141,100 @@ impl<P: Ports> VmService for Server<P> {
             Fault::new(Kind::InvalidArgument, "MISSING_FIELD", format!("`{field}` is missing"))
                 .hint("send a machine with `name` and `spec`")
         };
+        let caller = Caller::of(&request)?;
         let vm = request.into_inner().vm.ok_or_else(|| missing("vm"))?;
+        caller.about(&vm.name);
         let name = convert::resource(&vm.name)?;
         let refused = |fault: Fault| fault.context(format!("cannot create machine `{name}`"));
         let spec = vm.spec.ok_or_else(|| missing("spec")).and_then(convert::spec).map_err(refused)?;
         let labels = convert::labels(vm.labels).map_err(refused)?;
-        let made = self.supervisor.create(NewVm { name, labels, spec }).await?;
-        Ok(Response::new(convert::vm(&made)))
+        granted(&caller, &spec).map_err(refused)?;
+        let made = self.supervisor.create(NewVm { name, labels, spec, owner: caller.clone() }).await?;
+        Ok(Response::new(shown(&caller, &made)))
     }
 
     async fn delete_vm(&self, request: Request<DeleteVmRequest>) -> Answer<DeleteVmResponse> {
-        let name = convert::resource(&request.into_inner().name)?;
-        self.supervisor.delete(&name).await?;
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        caller.about(&request.name);
+        let name = convert::resource(&request.name)?;
+        self.supervisor.delete(&name, &caller).await?;
         Ok(Response::new(DeleteVmResponse {}))
     }
 
     async fn start_vm(&self, request: Request<StartVmRequest>) -> Answer<wire::Vm> {
-        self.verb(&request.into_inner().name, Verb::Start).await
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        caller.about(&request.name);
+        let (_, handle) = self.own(&caller, &request.name)?;
+        // A grant may have been taken back since the create.
+        granted(&caller, &handle.watch.borrow().record.spec)?;
+        carry_out(&caller, &handle, Verb::Start).await
     }
 
     async fn stop_vm(&self, request: Request<StopVmRequest>) -> Answer<wire::Vm> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let timeout = convert::stop_timeout(request.timeout)?;
-        self.verb(&request.name, Verb::Stop((!request.force).then_some(timeout))).await
+        self.verb(&caller, &request.name, Verb::Stop((!request.force).then_some(timeout))).await
     }
 
     async fn reset_vm(&self, request: Request<ResetVmRequest>) -> Answer<wire::Vm> {
-        self.verb(&request.into_inner().name, Verb::Reset).await
+        self.verb(&Caller::of(&request)?, &request.get_ref().name, Verb::Reset).await
     }
 
     async fn pause_vm(&self, request: Request<PauseVmRequest>) -> Answer<wire::Vm> {
-        self.verb(&request.into_inner().name, Verb::Pause).await
+        self.verb(&Caller::of(&request)?, &request.get_ref().name, Verb::Pause).await
     }
 
     async fn resume_vm(&self, request: Request<ResumeVmRequest>) -> Answer<wire::Vm> {
-        self.verb(&request.into_inner().name, Verb::Resume).await
+        self.verb(&Caller::of(&request)?, &request.get_ref().name, Verb::Resume).await
     }
 
     async fn watch_vm(&self, request: Request<WatchVmRequest>) -> Answer<Vms> {
+        let caller = Caller::of(&request)?;
         let (name, handle) = self.handle(&request.into_inner().name)?;
         let mut watch = handle.watch;
         watch.mark_changed();
         let stop = self.stop.clone();
         // A slow client sees the latest state and not each one: a watch holds one value.
-        let vms = stream::unfold(Some((watch, stop, name)), |state| async move {
-            let (mut watch, stop, name) = state?;
+        let vms = stream::unfold(Some((watch, stop, name, caller)), |state| async move {
+            let (mut watch, stop, name, caller) = state?;
             let changed = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Some((Err(ending()), None)),
                 changed = watch.changed() => changed,
             };
             let item = match changed {
-                Ok(()) => Ok(convert::vm(&watch.borrow_and_update().clone())),
+                Ok(()) => Ok(shown(&caller, &watch.borrow_and_update().clone())),
                 Err(_) if stop.is_cancelled() => Err(ending()),
                 Err(_) => Err(not_found(&name).into()),
             };
-            let rest = item.is_ok().then_some((watch, stop, name));
+            let rest = item.is_ok().then_some((watch, stop, name, caller));
             Some((item, rest))
         });
         Ok(Response::new(vms.boxed()))
     }
 
     async fn watch_vms(&self, request: Request<wire::WatchVmsRequest>) -> Answer<Self::WatchVmsStream> {
-        Ok(Response::new(watch::vms(self, request.into_inner())?))
+        let caller = Caller::of(&request)?;
+        Ok(Response::new(watch::vms(self, request.into_inner(), caller)?))
     }
 
     async fn read_console_log(&self, request: Request<ReadConsoleLogRequest>) -> Answer<Chunks> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let (name, handle) = self.handle(&request.name)?;
+        let (name, handle) = self.own(&caller, &request.name)?;
         let view = console::View { name, handle, offset: request.offset, stop: self.stop.clone() };
         Ok(Response::new(console::log(view, request.follow)))
     }
 
     async fn attach_console(&self, request: Request<Streaming<AttachConsoleRequest>>) -> Answer<Chunks> {
+        let caller = Caller::of(&request)?;
         let mut input = request.into_inner();
         let open = console::open_message(input.message().await?)?;
-        let (name, handle) = self.handle(&open.name)?;
+        caller.about(&open.name);
+        let (name, handle) = self.own(&caller, &open.name)?;
         let writer = if open.read_only { None } else { Some(handle.console.writer()?) };
         let offset = open.offset.unwrap_or_else(|| *handle.console.follow().borrow());
         let view = console::View { name, handle, offset, stop: self.stop.clone() };
@@ -196,9 +244,11 @@ impl<P: Ports> VmService for Server<P> {
 
 #[tonic::async_trait]
 impl<P: Ports> HostService for Server<P> {
-    async fn get_host(&self, _: Request<GetHostRequest>) -> Answer<wire::Host> {
+    async fn get_host(&self, request: Request<GetHostRequest>) -> Answer<wire::Host> {
+        let caller = Caller::of(&request)?;
         let host = self.supervisor.host();
         let mut warnings = self.supervisor.warnings();
+        warnings.extend(self.access.trouble());
         let (accelerator, accelerator_reason) = match host.accelerator() {
             Ok(choice) => {
                 warnings.extend(choice.warning);
@@ -217,18 +267,21 @@ impl<P: Ports> HostService for Server<P> {
         let running = |vm: &&Arc<Vm>| matches!(vm.status.state, State::Running | State::Paused);
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let memory = rustix::system::sysinfo();
+        let mut containment = convert::containment(&self.supervisor.containment().await);
+        containment.iter_mut().for_each(|layer| layer.reason = caller.words(&layer.reason));
         Ok(Response::new(wire::Host {
             version: env!("CARGO_PKG_VERSION").into(),
-            qemu_binary: host.binary().display().to_string(),
+            qemu_binary: if caller.is_admin() { host.binary().display().to_string() } else { String::new() },
             qemu_version,
             accelerator: accelerator.into(),
-            accelerator_reason,
+            accelerator_reason: caller.words(&accelerator_reason),
             cpus: std::thread::available_parallelism().map_or(0, |number| count(number.get())),
             memory_bytes: memory.totalram * u64::from(memory.mem_unit),
             vm_count: count(vms.len()),
             running_vm_count: count(vms.iter().filter(running).count()),
-            warnings,
-            containment: convert::containment(&self.supervisor.containment().await),
+            warnings: warnings.iter().map(|warning| caller.words(warning)).collect(),
+            caller: Some(convert::caller(&caller)),
+            containment,
         }))
     }
 }

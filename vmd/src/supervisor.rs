@@ -2,6 +2,7 @@
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod quota;
 
 use crate::{
     adopt::{self, Found},
@@ -16,6 +17,7 @@ use crate::{
 };
 use futures_util::future::join_all;
 use shared::{
+    access::Caller,
     events::{EventKind, EventLog, News},
     fault::{Fault, Kind},
     mac::Mac,
@@ -67,6 +69,8 @@ pub struct NewVm {
     pub labels: BTreeMap<String, String>,
     /// What it is to be.
     pub spec: Spec,
+    /// Who it will belong to.
+    pub owner: Caller,
 }
 
 impl<P: Ports> Supervisor<P> {
@@ -206,7 +210,8 @@ impl<P: Ports> Supervisor<P> {
         if let Some(vm) = self.made(&new)? {
             return Ok(vm);
         }
-        let NewVm { name, labels, spec } = new;
+        quota::check(self.vms().values(), &new)?;
+        let NewVm { name, labels, spec, owner } = new;
         let macs = self.macs(&name, &spec)?;
         let now = Timestamp::now();
         let record = Record {
@@ -218,6 +223,8 @@ impl<P: Ports> Supervisor<P> {
             labels,
             spec,
             macs,
+            owner: owner.uid,
+            confined: !owner.is_admin(),
         };
         let console = self.console(&record.name)?;
         let op = Op::put(KIND_VM, record.name.as_str(), &record)?;
@@ -229,16 +236,17 @@ impl<P: Ports> Supervisor<P> {
 
     /// The machine that a create asks for, if it is there already.
     fn made(&self, new: &NewVm) -> Result<Option<Arc<Vm>>, Fault> {
-        let NewVm { name, spec, .. } = new;
+        let NewVm { name, spec, owner, .. } = new;
         if let Ok(existing) = self.get(name) {
             let vm = existing.watch.borrow().clone();
-            if vm.record.spec == *spec {
+            let own = owner.must_own("machine", vm.record.owner).is_ok();
+            if own && vm.record.spec == *spec {
                 return Ok(Some(vm));
             }
             return Err(Fault::new(
                 Kind::AlreadyExists,
                 "VM_EXISTS",
-                format!("there is a machine `{name}` with another spec"),
+                format!("there is a machine `{name}` with another spec or owner"),
             )
             .hint("choose another name, or delete that machine first"));
         }
@@ -304,12 +312,15 @@ impl<P: Ports> Supervisor<P> {
     /// Deletes a machine that does not run.
     ///
     /// # Errors
-    /// NOT_FOUND if there is none, FAILED_PRECONDITION if it runs.
-    pub async fn delete(&self, name: &Name) -> Result<(), Fault> {
-        let (this, name) = (self.clone(), name.clone());
+    /// NOT_FOUND if there is none, PERMISSION_DENIED if it is another's, FAILED_PRECONDITION if it runs.
+    pub async fn delete(&self, name: &Name, by: &Caller) -> Result<(), Fault> {
+        let (this, name, by) = (self.clone(), name.clone(), by.clone());
         let work = async move {
             let _changing = this.0.changing.lock().await;
-            this.get(&name)?.carry_out(Verb::Delete).await?;
+            let handle = this.get(&name)?;
+            // Looked at here: another's may have taken the name a moment ago.
+            by.must_own("machine", handle.watch.borrow().record.owner)?;
+            handle.carry_out(Verb::Delete).await?;
             this.vms().remove(&name);
             Ok(())
         };

@@ -7,6 +7,8 @@ use proto::vmd::v1::{
     WatchVmRequest, attach_console_request::Message, vm_service_client::VmServiceClient,
 };
 use shared::{
+    access::{Access, Gate},
+    audit::Audit,
     fault::{Fault, Kind},
     serve, socket,
     store::{Op, Store},
@@ -65,8 +67,17 @@ impl Daemon {
             tokio::task::yield_now().await;
         };
         let bound = socket::Bound::bind(&config.socket, None).expect("socket");
-        let routes = server::routes(supervisor, stop.clone());
-        let task = tokio::spawn(serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, stop.clone()));
+        // Whoever runs the tests is the daemon's own user, and so an admin.
+        fs::write(path("access.toml"), "").expect("access file");
+        let access = Access::open(Some(&dir.path().join("access.toml")), None).expect("access");
+        let methods = proto::METHODS.iter().map(|method| (method.path, method.role, method.audited));
+        let gate = Gate::new(access.clone(), Audit::open(&config.state_dir), methods).expect("gate");
+        let routes = server::routes(supervisor, access, stop.clone());
+        let end = stop.clone();
+        let task =
+            tokio::spawn(
+                async move { serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, end).await },
+            );
         let channel = socket::channel(&format!("unix://{}", path("s"))).expect("address");
         Self { netd, stop, task, client: VmServiceClient::new(channel), dir }
     }

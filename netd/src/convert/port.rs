@@ -10,7 +10,7 @@ use crate::{
     reconciler::{NewPort, PortChange, PortView},
 };
 use proto::netd::v1 as wire;
-use shared::{fault::Fault, name::printable};
+use shared::{access::Caller, fault::Fault, name::printable};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -39,13 +39,14 @@ pub fn port_key(resource: &str) -> Result<PortKey, Fault> {
     }
 }
 
-/// Checks a request to create a port for `owner`.
-pub fn new_port(port: Option<wire::Port>, owner: u32) -> Result<NewPort, Fault> {
+/// Checks a request to create a port, which will be the caller's.
+pub fn new_port(port: Option<wire::Port>, caller: &Caller) -> Result<NewPort, Fault> {
     let port = port.ok_or_else(|| missing("port"))?;
     let (network, name) = port_key(&port.name)?;
     let spec = spec(port.spec.unwrap_or_default())
         .map_err(|fault| fault.context(format!("the spec of port `{name}` is not valid")))?;
-    Ok(NewPort { network, name, spec, labels: labels(port.labels)?, owner })
+    let (owner, quota) = (caller.uid, caller.rights.quota);
+    Ok(NewPort { network, name, spec, labels: labels(port.labels)?, owner, quota })
 }
 
 fn spec(spec: wire::PortSpec) -> Result<PortSpec, Fault> {

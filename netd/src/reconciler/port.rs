@@ -13,6 +13,7 @@ use crate::{
     plan::{Desired, check_allows},
 };
 use shared::{
+    access::Quota,
     fault::{Fault, Kind},
     name::Name,
     store::Op,
@@ -34,6 +35,8 @@ pub struct NewPort {
     pub labels: BTreeMap<String, String>,
     /// The caller, who may open the tap.
     pub owner: u32,
+    /// What the caller may have.
+    pub quota: Quota,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -100,6 +103,7 @@ impl<K: Kernel> Reconciler<K> {
         if let Ok(existing) = self.port(&new.network, &new.name) {
             return same_or_taken(existing, &new);
         }
+        self.check_quota(&new)?;
         let (port, observed, given_up) = self.decide(new, &network).await?;
         let raised = async {
             self.0.services.put_port(&port).await?;
@@ -121,6 +125,29 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.ready(port.resource());
         self.port(&port.network, &port.name)
+    }
+
+    /// Whether the owner may have one more.
+    fn check_quota(&self, new: &NewPort) -> Result<(), Fault> {
+        if new.quota.ports.is_none() && new.quota.ports_per_network.is_none() {
+            return Ok(());
+        }
+        let records = self.read();
+        let own = || records.desired.ports.values().filter(|port| port.owner == new.owner);
+        let here = own().filter(|port| port.network == new.network).count();
+        for (has, most, place) in
+            [(own().count(), new.quota.ports, ""), (here, new.quota.ports_per_network, " on this network")]
+        {
+            if let Some(most) = most.filter(|most| has >= *most as usize) {
+                return Err(Fault::new(
+                    Kind::ResourceExhausted,
+                    "PORT_QUOTA",
+                    format!("uid {} has {has} ports{place}, and may have {most}", new.owner),
+                )
+                .hint("delete ports that are not needed, or have root raise `quota` in the access file"));
+            }
+        }
+        Ok(())
     }
 
     async fn raise_port(
@@ -322,7 +349,7 @@ pub(crate) fn may_change(port: &Port, caller: u32) -> Result<(), Fault> {
         "NOT_OWNER",
         format!("the port belongs to uid {}, and the caller is uid {caller}", port.owner),
     )
-    .hint("ask its owner, or do it as root"))
+    .hint("ask its owner, or an admin"))
 }
 
 /// The links of a port.

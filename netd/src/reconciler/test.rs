@@ -9,7 +9,7 @@ use crate::{
     model::{Address, IfName, Mode, NetworkSpec, PortSpec, Rate, Route, ServicesSpec},
     plan::{BRIDGE_NF, FORWARD4, FORWARD6},
 };
-use shared::mac::Mac;
+use shared::{access::Quota, mac::Mac};
 use std::{
     future::Future,
     path::Path,
@@ -68,6 +68,7 @@ fn port(network: &str, port: &str) -> NewPort {
         },
         labels: BTreeMap::new(),
         owner: 1000,
+        quota: Quota::default(),
     }
 }
 

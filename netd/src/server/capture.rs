@@ -10,9 +10,9 @@ use crate::{
 use futures_util::{Stream, StreamExt as _};
 use proto::netd::v1 as wire;
 use shared::{
+    access::Caller,
     fault::{Fault, Kind},
     slots::{Full, Share, Slots},
-    socket::peer_of,
     time::span,
 };
 use std::{pin::Pin, time::Duration};
@@ -83,10 +83,13 @@ impl<K: Kernel> wire::capture_service_server::CaptureService for Service<K> {
     type CaptureStream = Chunks;
 
     async fn capture(&self, request: Request<wire::CaptureRequest>) -> Result<Response<Chunks>, Status> {
-        let caller = peer_of(&request)?.uid;
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
+        caller.about(&request.name);
         let context = format!("cannot capture on `{}`", shared::name::printable(&request.name));
-        Ok(Response::new(self.open(request, caller).await.map_err(|fault| fault.context(context))?))
+        Ok(Response::new(
+            self.open(request, caller.acting_uid()).await.map_err(|fault| fault.context(context))?,
+        ))
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{
 };
 use proto::netd::v1 as wire;
 use shared::{
+    access::Caller,
     fault::{Fault, Kind},
-    socket::peer_of,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -88,7 +88,7 @@ impl<K: Kernel + Inspect> wire::diagnose_service_server::DiagnoseService for Ser
         &self,
         request: Request<wire::ExplainRequest>,
     ) -> Result<Response<wire::ExplainResponse>, Status> {
-        let caller = peer_of(&request)?.uid;
+        let caller = Caller::of(&request)?.acting_uid();
         let (asked, trace) = convert::asked(request.into_inner())?;
         let turn = turn(&self.turns).await?;
         let mut facts = survey::facts(&self.reconciler).await?;

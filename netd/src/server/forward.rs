@@ -1,9 +1,9 @@
 //! `netd.v1.ForwardService`.
 
-use super::page_size;
+use super::{page_size, shown};
 use crate::{convert, kernel::Kernel, reconciler::Reconciler};
 use proto::netd::v1 as wire;
-use shared::name::Name;
+use shared::{access::Caller, name::Name};
 use tonic::{Request, Response, Status};
 
 #[derive(Debug)]
@@ -15,14 +15,16 @@ impl<K: Kernel> wire::forward_service_server::ForwardService for Service<K> {
         &self,
         request: Request<wire::GetForwardRequest>,
     ) -> Result<Response<wire::Forward>, Status> {
+        let caller = Caller::of(&request)?;
         let key = convert::forward_key(&request.get_ref().name)?;
-        Ok(Response::new(convert::forward(self.0.forward(&key)?)))
+        Ok(Response::new(shown::forward(&caller, convert::forward(self.0.forward(&key)?))))
     }
 
     async fn list_forwards(
         &self,
         request: Request<wire::ListForwardsRequest>,
     ) -> Result<Response<wire::ListForwardsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let network = match request.parent.as_str() {
@@ -35,7 +37,8 @@ impl<K: Kernel> wire::forward_service_server::ForwardService for Service<K> {
         };
         let views = self.0.forwards(network.as_ref(), after.as_ref(), size)?;
         let full = views.len() == size;
-        let forwards: Vec<_> = views.into_iter().map(convert::forward).collect();
+        let forwards: Vec<_> =
+            views.into_iter().map(|view| shown::forward(&caller, convert::forward(view))).collect();
         let next_page_token =
             forwards.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
         Ok(Response::new(wire::ListForwardsResponse { forwards, next_page_token }))
@@ -45,7 +48,10 @@ impl<K: Kernel> wire::forward_service_server::ForwardService for Service<K> {
         &self,
         request: Request<wire::CreateForwardRequest>,
     ) -> Result<Response<wire::Forward>, Status> {
-        let new = convert::new_forward(request.into_inner())?;
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        caller.about(request.forward.as_ref().map_or("", |forward| &forward.name));
+        let new = convert::new_forward(request)?;
         Ok(Response::new(convert::forward(self.0.create_forward(new).await?)))
     }
 
@@ -53,6 +59,7 @@ impl<K: Kernel> wire::forward_service_server::ForwardService for Service<K> {
         &self,
         request: Request<wire::DeleteForwardRequest>,
     ) -> Result<Response<wire::DeleteForwardResponse>, Status> {
+        Caller::of(&request)?.about(&request.get_ref().name);
         let key = convert::forward_key(&request.get_ref().name)?;
         self.0.delete_forward(key).await?;
         Ok(Response::new(wire::DeleteForwardResponse {}))

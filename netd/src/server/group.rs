@@ -3,7 +3,7 @@
 use super::page_size;
 use crate::{convert, kernel::Kernel, reconciler::Reconciler};
 use proto::netd::v1 as wire;
-use shared::name::Name;
+use shared::{access::Caller, name::Name};
 use tonic::{Request, Response, Status};
 
 #[derive(Debug)]
@@ -40,7 +40,10 @@ impl<K: Kernel> wire::group_service_server::GroupService for Service<K> {
         &self,
         request: Request<wire::CreateGroupRequest>,
     ) -> Result<Response<wire::Group>, Status> {
-        let new = convert::new_group(request.into_inner().group)?;
+        let caller = Caller::of(&request)?;
+        let group = request.into_inner().group;
+        caller.about(group.as_ref().map_or("", |group| &group.name));
+        let new = convert::new_group(group)?;
         Ok(Response::new(convert::group(self.0.create_group(new).await?)))
     }
 
@@ -48,7 +51,10 @@ impl<K: Kernel> wire::group_service_server::GroupService for Service<K> {
         &self,
         request: Request<wire::UpdateGroupRequest>,
     ) -> Result<Response<wire::Group>, Status> {
-        let (name, change) = convert::group_change(request.into_inner())?;
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        caller.about(request.group.as_ref().map_or("", |group| &group.name));
+        let (name, change) = convert::group_change(request)?;
         Ok(Response::new(convert::group(self.0.update_group(name, change).await?)))
     }
 
@@ -56,6 +62,7 @@ impl<K: Kernel> wire::group_service_server::GroupService for Service<K> {
         &self,
         request: Request<wire::DeleteGroupRequest>,
     ) -> Result<Response<wire::DeleteGroupResponse>, Status> {
+        Caller::of(&request)?.about(&request.get_ref().name);
         let name = Name::from_resource(&request.get_ref().name, "groups")?;
         self.0.delete_group(name).await?;
         Ok(Response::new(wire::DeleteGroupResponse {}))

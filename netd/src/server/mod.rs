@@ -8,6 +8,7 @@ mod group;
 mod host;
 mod network;
 mod port;
+mod shown;
 pub(crate) mod watch;
 
 use crate::{
@@ -20,16 +21,24 @@ use proto::netd::v1::{
     group_service_server::GroupServiceServer, host_service_server::HostServiceServer,
     network_service_server::NetworkServiceServer, port_service_server::PortServiceServer,
 };
-use shared::fault::{Fault, Kind};
+use shared::{
+    access::Access,
+    fault::{Fault, Kind},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 /// Most items of one page, and how many where the client does not say.
 const PAGE: usize = 1000;
 
-/// All services of `netd.v1`. Their streams end when `stop` is cancelled.
+/// All services of `netd.v1`, to be served behind a gate that knows the caller by `access`. Their streams end when
+/// `stop` is cancelled.
 #[must_use]
-pub fn routes<K: Kernel + Inspect>(reconciler: Reconciler<K>, stop: CancellationToken) -> Routes {
+pub fn routes<K: Kernel + Inspect>(
+    reconciler: Reconciler<K>,
+    access: Access,
+    stop: CancellationToken,
+) -> Routes {
     Routes::new(NetworkServiceServer::new(network::Service::new(reconciler.clone(), stop.clone())))
         .add_service(PortServiceServer::new(port::Service::new(reconciler.clone(), stop.clone())))
         .add_service(CaptureServiceServer::new(capture::Service::new(reconciler.clone(), stop.clone())))
@@ -37,7 +46,7 @@ pub fn routes<K: Kernel + Inspect>(reconciler: Reconciler<K>, stop: Cancellation
         .add_service(DiagnoseServiceServer::new(diagnose::Service::new(reconciler.clone())))
         .add_service(ForwardServiceServer::new(forward::Service(reconciler.clone())))
         .add_service(GroupServiceServer::new(group::Service(reconciler.clone())))
-        .add_service(HostServiceServer::new(host::Service(reconciler)))
+        .add_service(HostServiceServer::new(host::Service(reconciler, access)))
 }
 
 /// Number of items that a request asks for.

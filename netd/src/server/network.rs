@@ -1,12 +1,12 @@
 //! `netd.v1.NetworkService`.
 
 use super::{
-    page_size,
+    page_size, shown,
     watch::{self, Messages},
 };
-use crate::{convert, kernel::Kernel, reconciler::Reconciler};
+use crate::{convert, kernel::Kernel, model::IfName, reconciler::Reconciler};
 use proto::netd::v1 as wire;
-use shared::{events::Cursor, name::Name};
+use shared::{access::Caller, events::Cursor, fault::Fault, name::Name};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -22,6 +22,14 @@ impl<K: Kernel> Service<K> {
     }
 }
 
+/// Whether the caller may have a network use these interfaces of the host.
+fn allowed<'a>(
+    caller: &Caller,
+    interfaces: impl IntoIterator<Item = &'a Option<IfName>>,
+) -> Result<(), Fault> {
+    interfaces.into_iter().flatten().try_for_each(|name| caller.must_be_allowed_uplink(name.as_str()))
+}
+
 #[tonic::async_trait]
 impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
     type WatchNetworksStream = Messages<wire::WatchNetworksResponse>;
@@ -30,22 +38,25 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         &self,
         request: Request<wire::GetNetworkRequest>,
     ) -> Result<Response<wire::Network>, Status> {
+        let caller = Caller::of(&request)?;
         let name = Name::from_resource(&request.get_ref().name, "networks")?;
-        Ok(Response::new(convert::network(self.reconciler.network(&name)?)))
+        Ok(Response::new(shown::network(&caller, convert::network(self.reconciler.network(&name)?))))
     }
 
     async fn list_networks(
         &self,
         request: Request<wire::ListNetworksRequest>,
     ) -> Result<Response<wire::ListNetworksResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(Name::from_resource(token, "networks")?),
         };
+        let networks = self.reconciler.networks(after.as_ref(), size).into_iter();
         let networks: Vec<_> =
-            self.reconciler.networks(after.as_ref(), size).into_iter().map(convert::network).collect();
+            networks.map(|network| shown::network(&caller, convert::network(network))).collect();
         let full = networks.len() == size;
         let next_page_token =
             networks.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
@@ -56,8 +67,11 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         &self,
         request: Request<wire::CreateNetworkRequest>,
     ) -> Result<Response<wire::Network>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
+        caller.about(request.network.as_ref().map_or("", |network| &network.name));
         let new = convert::new_network(request.network)?;
+        allowed(&caller, [&new.spec.uplink, &new.spec.bridge])?;
         let view = self.reconciler.create_network(new, request.validate_only).await?;
         Ok(Response::new(convert::network(view)))
     }
@@ -66,7 +80,11 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         &self,
         request: Request<wire::UpdateNetworkRequest>,
     ) -> Result<Response<wire::Network>, Status> {
-        let (name, change) = convert::network_change(request.into_inner())?;
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        caller.about(request.network.as_ref().map_or("", |network| &network.name));
+        let (name, change) = convert::network_change(request)?;
+        allowed(&caller, &change.uplink)?;
         Ok(Response::new(convert::network(self.reconciler.update_network(name, change).await?)))
     }
 
@@ -74,7 +92,9 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         &self,
         request: Request<wire::DeleteNetworkRequest>,
     ) -> Result<Response<wire::DeleteNetworkResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
+        caller.about(&request.name);
         let name = Name::from_resource(&request.name, "networks")?;
         self.reconciler.delete_network(name, request.force).await?;
         Ok(Response::new(wire::DeleteNetworkResponse {}))
@@ -94,8 +114,9 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
         &self,
         request: Request<wire::WatchNetworksRequest>,
     ) -> Result<Response<Self::WatchNetworksStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let since = Cursor::new(request.since_revision, request.since_epoch)?;
-        Ok(Response::new(watch::networks(&self.reconciler, &since, self.stop.clone())?))
+        Ok(Response::new(watch::networks(&self.reconciler, &since, caller, self.stop.clone())?))
     }
 }

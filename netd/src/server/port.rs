@@ -1,7 +1,7 @@
 //! `netd.v1.PortService`.
 
 use super::{
-    page_size,
+    page_size, shown,
     watch::{self, Messages},
 };
 use crate::{
@@ -11,10 +11,10 @@ use crate::{
 };
 use proto::netd::v1 as wire;
 use shared::{
+    access::Caller,
     events::Cursor,
     fault::{Fault, Kind},
     name::Name,
-    socket::peer_of,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -30,12 +30,12 @@ impl<K: Kernel> Service<K> {
         Self { reconciler, stop }
     }
 
-    async fn wire(&self, view: PortView) -> Result<wire::Port, Fault> {
+    async fn wire(&self, view: PortView, caller: &Caller) -> Result<wire::Port, Fault> {
         let attached =
             self.reconciler.attached(std::slice::from_ref(&view.port.tap)).await?.contains(&view.port.tap);
         let traffic = self.reconciler.traffic().await?.taps.remove(&view.port.tap).unwrap_or_default();
         let leased = self.reconciler.leased(&view.port.network);
-        Ok(convert::port(view, &Seen { attached, traffic, leased }))
+        Ok(shown::port(caller, convert::port(view, &Seen { attached, traffic, leased })))
     }
 }
 
@@ -44,14 +44,16 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
     type WatchPortsStream = Messages<wire::WatchPortsResponse>;
 
     async fn get_port(&self, request: Request<wire::GetPortRequest>) -> Result<Response<wire::Port>, Status> {
+        let caller = Caller::of(&request)?;
         let (network, name) = convert::port_key(&request.get_ref().name)?;
-        Ok(Response::new(self.wire(self.reconciler.port(&network, &name)?).await?))
+        Ok(Response::new(self.wire(self.reconciler.port(&network, &name)?, &caller).await?))
     }
 
     async fn list_ports(
         &self,
         request: Request<wire::ListPortsRequest>,
     ) -> Result<Response<wire::ListPortsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let size = page_size(request.page_size)?;
         let network = parent(&request.parent)?;
@@ -75,7 +77,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
             }
             seen.attached = attached.contains(&view.port.tap);
             seen.traffic = traffic.remove(&view.port.tap).unwrap_or_default();
-            ports.push(convert::port(view, &seen));
+            ports.push(shown::port(&caller, convert::port(view, &seen)));
         }
         let next_page_token =
             ports.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
@@ -86,8 +88,12 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         &self,
         request: Request<wire::CreatePortRequest>,
     ) -> Result<Response<wire::Port>, Status> {
-        let owner = peer_of(&request)?.uid;
-        let new = convert::new_port(request.into_inner().port, owner)?;
+        let caller = Caller::of(&request)?;
+        let port = request.into_inner().port;
+        caller.about(port.as_ref().map_or("", |port| &port.name));
+        let new = convert::new_port(port, &caller)?;
+        caller.must_be_granted(&new.network)?;
+        caller.must_filter(new.spec.filter)?;
         let view = self.reconciler.create_port(new).await?;
         Ok(Response::new(convert::port(view, &Seen::default())))
     }
@@ -96,18 +102,23 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         &self,
         request: Request<wire::UpdatePortRequest>,
     ) -> Result<Response<wire::Port>, Status> {
-        let caller = peer_of(&request)?.uid;
-        let (key, change) = convert::port_change(request.into_inner())?;
-        let view = self.reconciler.update_port(key, change, caller).await?;
-        Ok(Response::new(self.wire(view).await?))
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        caller.about(request.port.as_ref().map_or("", |port| &port.name));
+        let (key, change) = convert::port_change(request)?;
+        caller.must_be_granted(&key.0)?;
+        caller.must_filter(change.filter != Some(false))?;
+        let view = self.reconciler.update_port(key, change, caller.acting_uid()).await?;
+        Ok(Response::new(self.wire(view, &caller).await?))
     }
 
     async fn delete_port(
         &self,
         request: Request<wire::DeletePortRequest>,
     ) -> Result<Response<wire::DeletePortResponse>, Status> {
-        let caller = peer_of(&request)?.uid;
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
+        caller.about(&request.name);
         let key = convert::port_key(&request.name)?;
         let uid = match request.uid.as_str() {
             "" => None,
@@ -115,7 +126,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
                 Fault::new(Kind::InvalidArgument, "INVALID_UID", "the uid is not a UUID").cause(&e)
             })?),
         };
-        self.reconciler.delete_port(key, uid, caller).await?;
+        self.reconciler.delete_port(key, uid, caller.acting_uid()).await?;
         Ok(Response::new(wire::DeletePortResponse {}))
     }
 
@@ -123,10 +134,11 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         &self,
         request: Request<wire::WatchPortsRequest>,
     ) -> Result<Response<Self::WatchPortsStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let since = Cursor::new(request.since_revision, request.since_epoch)?;
         let network = parent(&request.parent)?;
-        Ok(Response::new(watch::ports(&self.reconciler, &since, network, self.stop.clone())?))
+        Ok(Response::new(watch::ports(&self.reconciler, &since, (network, caller), self.stop.clone())?))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where the objects of a watch are looked up.
 
+use super::shown;
 use crate::{
     convert::{self, Seen},
     kernel::Kernel,
@@ -8,6 +9,7 @@ use crate::{
 use futures_util::{Stream, StreamExt as _};
 use proto::netd::v1 as wire;
 use shared::{
+    access::Caller,
     events::Cursor,
     fault::Fault,
     name::Name,
@@ -21,7 +23,7 @@ use tonic::Status;
 pub type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[derive(Debug)]
-struct Networks<K>(Reconciler<K>);
+struct Networks<K>(Reconciler<K>, Caller);
 
 impl<K: Kernel> Source for Networks<K> {
     type Object = wire::Network;
@@ -36,7 +38,8 @@ impl<K: Kernel> Source for Networks<K> {
 
     fn get(&self, resource: &str) -> Option<wire::Network> {
         let name = Name::from_resource(resource, "networks").ok()?;
-        self.0.network(&name).ok().map(convert::network)
+        let network = self.0.network(&name).ok().map(convert::network)?;
+        Some(shown::network(&self.1, network))
     }
 }
 
@@ -47,6 +50,7 @@ impl<K: Kernel> Source for Networks<K> {
 pub fn networks<K: Kernel>(
     reconciler: &Reconciler<K>,
     since: &Cursor,
+    caller: Caller,
     stop: CancellationToken,
 ) -> Result<Messages<wire::WatchNetworksResponse>, Fault> {
     let send = |message: Message<wire::Network>| {
@@ -54,13 +58,14 @@ pub fn networks<K: Kernel>(
         let (change, network, revision, epoch) = convert::message(message, gone);
         wire::WatchNetworksResponse { change: change.into(), network, revision, epoch }
     };
-    watch(reconciler, since, Networks(reconciler.clone()), (stop, send))
+    watch(reconciler, since, Networks(reconciler.clone(), caller), (stop, send))
 }
 
 #[derive(Debug)]
 struct Ports<K> {
     reconciler: Reconciler<K>,
     network: Option<Name>,
+    caller: Caller,
 }
 
 impl<K: Kernel> Source for Ports<K> {
@@ -80,7 +85,7 @@ impl<K: Kernel> Source for Ports<K> {
     fn get(&self, resource: &str) -> Option<wire::Port> {
         let (network, name) = convert::port_key(resource).ok()?;
         let view = self.reconciler.port(&network, &name).ok()?;
-        Some(convert::port(view, &Seen::default()))
+        Some(shown::port(&self.caller, convert::port(view, &Seen::default())))
     }
 }
 
@@ -91,7 +96,7 @@ impl<K: Kernel> Source for Ports<K> {
 pub fn ports<K: Kernel>(
     reconciler: &Reconciler<K>,
     since: &Cursor,
-    network: Option<Name>,
+    (network, caller): (Option<Name>, Caller),
     stop: CancellationToken,
 ) -> Result<Messages<wire::WatchPortsResponse>, Fault> {
     let send = |message: Message<wire::Port>| {
@@ -99,7 +104,7 @@ pub fn ports<K: Kernel>(
         let (change, port, revision, epoch) = convert::message(message, gone);
         wire::WatchPortsResponse { change: change.into(), port, revision, epoch }
     };
-    watch(reconciler, since, Ports { reconciler: reconciler.clone(), network }, (stop, send))
+    watch(reconciler, since, Ports { reconciler: reconciler.clone(), network, caller }, (stop, send))
 }
 
 fn watch<K: Kernel, S: Source, T: 'static>(

@@ -1,7 +1,9 @@
 //! The limits, over a real socket, with a service that waits or never stops talking.
 
-use super::{Limits, serve_within};
+use super::{Api, Limits, serve_within};
 use crate::{
+    access::{Access, Gate},
+    audit::Audit,
     fault::{Fault, Kind},
     slots::Share,
     socket::{self, Bound},
@@ -140,7 +142,13 @@ impl Served {
         let bound = Bound::bind(&dir.path().join("s"), None).unwrap();
         let stop = CancellationToken::new();
         let routes = tonic::service::Routes::new(Odd);
-        let task = tokio::spawn(serve_within(limits, bound, routes, descriptors(), stop.clone()));
+        // Whoever runs the tests is the daemon's own user, and so an admin.
+        let file = dir.path().join("access.toml");
+        std::fs::write(&file, "").unwrap();
+        let gate = Gate::new(Access::open(Some(&file), None).unwrap(), Audit::open(dir.path()), []).unwrap();
+        let api = Api { routes, descriptors: descriptors() };
+        let end = stop.clone();
+        let task = tokio::spawn(async move { serve_within(limits, bound, api, &gate, end).await });
         Self { dir, stop, task }
     }
 

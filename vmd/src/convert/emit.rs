@@ -10,7 +10,7 @@ use crate::{
     ports,
 };
 use proto::vmd::v1 as wire;
-use shared::time::Timestamp;
+use shared::{access::redact, time::Timestamp};
 
 /// A recorded time.
 #[must_use]
@@ -32,6 +32,27 @@ pub fn vm(vm: &Vm) -> wire::Vm {
         spec: Some(spec(&record.spec)),
         status: Some(status(record, &vm.status)),
     }
+}
+
+/// A machine as it is shown to whom it does not belong: without host paths, kernel command line and VNC address.
+#[must_use]
+pub fn vm_of_another(vm: &Vm) -> wire::Vm {
+    let mut wire = self::vm(vm);
+    if let Some(spec) = &mut wire.spec {
+        spec.disks.iter_mut().for_each(|disk| disk.path.clear());
+        if let Some(boot) = &mut spec.kernel_boot {
+            *boot = wire::KernelBoot::default();
+        }
+    }
+    if let Some(status) = &mut wire.status {
+        status.exit_reason = redact(&status.exit_reason);
+        status.error = redact(&status.error);
+        status.warnings.iter_mut().for_each(|warning| *warning = redact(warning));
+        status.containment.iter_mut().for_each(|layer| layer.reason = redact(&layer.reason));
+        status.unresponsive_reason = redact(&status.unresponsive_reason);
+        status.vnc_address.clear();
+    }
+    wire
 }
 
 pub(super) fn spec(spec: &Spec) -> wire::VmSpec {
@@ -125,6 +146,7 @@ fn status(record: &Record, status: &Status) -> wire::VmStatus {
         unresponsive_reason: status.silence.as_ref().map(|silence| silence.why.clone()).unwrap_or_default(),
         adopted: status.adopted,
         warnings: warnings.collect(),
+        owner_uid: record.owner,
         qemu_version: run.map(|run| run.qemu_version.clone()).unwrap_or_default(),
         containment: run.map(|run| containment(&run.containment)).unwrap_or_default(),
         uid: run.map_or(0, |run| run.uid),

@@ -37,8 +37,11 @@ impl Session {
         let config = Config::parse_from(config);
         let ports = FakePorts::with_networks(["lan", "dmz"].map(|name| name.parse().expect("a name")));
         let stop = CancellationToken::new();
+        let access = folder.path().join("access.toml");
+        fs::write(&access, "").expect("an access file");
+        let access = Access::open(Some(&access), None).expect("access");
         let supervisor = runtime.block_on(Supervisor::open(&config, ports.clone(), stop.clone()));
-        let server = Server { supervisor: supervisor.expect("a supervisor"), stop };
+        let server = Server { supervisor: supervisor.expect("a supervisor"), access, stop };
         Self { runtime, server, ports, folder }
     }
 
@@ -50,7 +53,7 @@ impl Session {
 
     async fn call(&self, sort: u8, body: &[u8]) -> Result<(), Status> {
         fn read<M: Message + Default>(body: &[u8]) -> Result<Request<M>, Status> {
-            M::decode(body).map(Request::new).map_err(|_| Status::invalid_argument("no message"))
+            M::decode(body).map(of_root).map_err(|_| Status::invalid_argument("no message"))
         }
         let server = &self.server;
         match sort % 9 {
@@ -72,6 +75,13 @@ impl Session {
             _ => server.pause_vm(read(body)?).await.map(drop),
         }
     }
+}
+
+/// A request that root sent.
+fn of_root<M>(message: M) -> Request<M> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(Caller::root());
+    request
 }
 
 /// Whether a folder has anything in it.
@@ -112,7 +122,7 @@ pub fn vmd_requests(data: &[u8]) -> Outcome {
             count += 1;
         }
         for name in session.machines().into_keys() {
-            let request = Request::new(DeleteVmRequest { name: format!("vms/{name}") });
+            let request = of_root(DeleteVmRequest { name: format!("vms/{name}") });
             session
                 .runtime
                 .block_on(session.server.delete_vm(request))

@@ -1,10 +1,15 @@
 //! What happened, and what becomes of machines, as streams.
 
-use super::{Answer, Server, ending};
+use super::{Answer, Server, ending, shown};
 use crate::{convert, ports::Ports, supervisor::Supervisor};
 use futures_util::{Stream, StreamExt as _, stream};
 use proto::vmd::v1 as wire;
-use shared::{events::Cursor, fault::Fault, watch};
+use shared::{
+    access::Caller,
+    events::{Cursor, Event},
+    fault::Fault,
+    watch,
+};
 use std::pin::Pin;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -13,7 +18,7 @@ use tonic::{Request, Response, Status};
 pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Where the machines of a watch are looked up.
-struct Vms<P>(Supervisor<P>);
+struct Vms<P>(Supervisor<P>, Caller);
 
 impl<P: Ports> watch::Source for Vms<P> {
     type Object = wire::Vm;
@@ -30,8 +35,15 @@ impl<P: Ports> watch::Source for Vms<P> {
     fn get(&self, resource: &str) -> Option<wire::Vm> {
         let name = convert::resource(resource).ok()?;
         let vm = self.0.get(&name).ok()?.now()?;
-        Some(convert::vm(&vm))
+        Some(shown(&self.1, &vm))
     }
+}
+
+/// An event as the caller may see it.
+fn told(caller: &Caller, event: &Event) -> wire::Event {
+    let mut event = convert::event(event);
+    event.message = caller.words(&event.message);
+    event
 }
 
 /// A stream that says so when vmd ends.
@@ -48,9 +60,10 @@ fn until_end<T: Send + 'static>(
 pub(super) fn vms<P: Ports>(
     server: &Server<P>,
     request: wire::WatchVmsRequest,
+    caller: Caller,
 ) -> Result<Messages<wire::WatchVmsResponse>, Fault> {
     let since = Cursor::new(request.since_revision, request.since_epoch)?;
-    let messages = watch::objects(server.supervisor.log(), &since, Vms(server.supervisor.clone()))?;
+    let messages = watch::objects(server.supervisor.log(), &since, Vms(server.supervisor.clone(), caller))?;
     Ok(until_end(messages.map(|message| message.map(convert::message)), server.stop.clone()))
 }
 
@@ -62,11 +75,12 @@ impl<P: Ports> wire::event_service_server::EventService for Server<P> {
         &self,
         request: Request<wire::ListEventsRequest>,
     ) -> Answer<wire::ListEventsResponse> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let since = Cursor::new(request.since_revision, request.since_epoch)?;
         let page = self.supervisor.log().page(&since, &request.page_token, request.page_size)?;
         Ok(Response::new(wire::ListEventsResponse {
-            events: page.events.iter().map(|event| convert::event(event)).collect(),
+            events: page.events.iter().map(|event| told(&caller, event)).collect(),
             next_page_token: page.next,
             revision: page.position.revision,
             epoch: page.position.epoch,
@@ -77,10 +91,11 @@ impl<P: Ports> wire::event_service_server::EventService for Server<P> {
         &self,
         request: Request<wire::WatchEventsRequest>,
     ) -> Answer<Messages<wire::Event>> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let since = Cursor::new(request.since_revision, request.since_epoch)?;
         let events = self.supervisor.log().follow(&since)?;
-        let events = events.map(|event| event.map(|event| convert::event(&event)));
+        let events = events.map(move |event| event.map(|event| told(&caller, &event)));
         Ok(Response::new(until_end(events, self.stop.clone())))
     }
 }

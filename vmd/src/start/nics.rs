@@ -95,6 +95,8 @@ mod test {
                 vnc: None,
             },
             macs: (0..3).map(|salt| Mac::derived("web", salt)).collect(),
+            owner: 0,
+            confined: false,
         };
         let requests = port_requests(&record);
         let names: Vec<_> =

@@ -25,6 +25,8 @@ fn record() -> Record {
             vnc: Some(VncListen::Unix),
         },
         macs: vec![],
+        owner: 0,
+        confined: false,
     }
 }
 

@@ -151,6 +151,8 @@ mod test {
                 vnc: None,
             },
             macs: vec![],
+            owner: 0,
+            confined: false,
         };
         let words = "Failed to get \"write\" lock; Is another process using the image [/dev/fdset/10]?";
         let fault = with_words(Fault::new(Kind::FailedPrecondition, "X", "QEMU ended"), words, &record);

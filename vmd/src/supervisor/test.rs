@@ -61,7 +61,7 @@ async fn open(dir: &Path, ports: FakePorts) -> Supervisor<FakePorts> {
 }
 
 fn new(name: &str, spec: Spec) -> NewVm {
-    NewVm { name: name.parse().unwrap(), labels: BTreeMap::new(), spec }
+    NewVm { name: name.parse().unwrap(), labels: BTreeMap::new(), spec, owner: Caller::root() }
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn a_client_that_goes_away_leaves_no_half_made_or_half_removed_machine() {
     };
     assert!(supervisor.create(new("web", spec(&[]))).now_or_never().is_none());
     settled(true).await;
-    assert!(supervisor.delete(&name).now_or_never().is_none());
+    assert!(supervisor.delete(&name, &Caller::root()).now_or_never().is_none());
     settled(false).await;
     let records = supervisor.0.context.store.load::<Record>(KIND_VM).await.unwrap().records;
     assert!(records.is_empty(), "{records:?}");

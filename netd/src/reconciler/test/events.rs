@@ -4,7 +4,10 @@ use super::{restart::kill_everywhere, *};
 use crate::server::watch;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use proto::netd::v1 as wire;
-use shared::events::{Cursor, EventKind};
+use shared::{
+    access::Caller,
+    events::{Cursor, EventKind},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -37,7 +40,9 @@ impl Mirror {
         process.run(process.netd().0.store.commit(Vec::new())).unwrap();
         let stop = CancellationToken::new();
         process.run(async {
-            for message in ready(watch::networks(process.netd(), &self.positions[0], stop.clone())?) {
+            for message in
+                ready(watch::networks(process.netd(), &self.positions[0], Caller::root(), stop.clone())?)
+            {
                 self.heard += 1;
                 if message.revision > 0 {
                     self.positions[0] = Cursor { revision: message.revision, epoch: message.epoch.clone() };
@@ -49,7 +54,9 @@ impl Mirror {
                     _ => drop(self.networks.insert(network.name, state)),
                 }
             }
-            for message in ready(watch::ports(process.netd(), &self.positions[1], None, stop)?) {
+            for message in
+                ready(watch::ports(process.netd(), &self.positions[1], (None, Caller::root()), stop)?)
+            {
                 self.heard += 1;
                 if message.revision > 0 {
                     self.positions[1] = Cursor { revision: message.revision, epoch: message.epoch.clone() };
@@ -187,7 +194,7 @@ fn a_watcher_that_does_not_read_is_dropped_and_holds_up_nobody() {
     let (_dir, _kernel, process) = fixture();
     let stop = CancellationToken::new();
     process.create(&network("lan", spec(Mode::Isolated))).unwrap();
-    let watch = || watch::networks(process.netd(), &Cursor::default(), stop.clone()).unwrap();
+    let watch = || watch::networks(process.netd(), &Cursor::default(), Caller::root(), stop.clone()).unwrap();
     let (mut slow, mut brisk) = (watch(), watch());
     let mut heard = ready(&mut brisk).len();
     for number in 0..2000 {

@@ -1,0 +1,65 @@
+//! Who a uid is, by the user database.
+
+use crate::socket::Peer;
+use nix::unistd::{Group, Uid, User, getgrouplist};
+use std::{collections::BTreeSet, ffi::CString, io};
+
+/// A caller, as the host knows it now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// By the socket's credentials.
+    pub uid: u32,
+    /// `None`: the user database does not know it.
+    pub user: Option<String>,
+    /// All its groups.
+    pub groups: BTreeSet<u32>,
+}
+
+/// Looks a peer up. The groups are those that the user database has now, not those that the process was started with.
+/// For a uid that it does not know, as in a container, they are the connection's. May block, where the user database
+/// is on the network.
+///
+/// # Errors
+/// If the user database cannot be asked: then it is not known what the caller may do.
+pub fn look_up(peer: &Peer) -> io::Result<Identity> {
+    let found = User::from_uid(Uid::from_raw(peer.uid))?;
+    let Some(user) = found else {
+        let groups = peer.groups.iter().copied().chain([peer.gid]).collect();
+        return Ok(Identity { uid: peer.uid, user: None, groups });
+    };
+    let name = CString::new(user.name.as_str()).map_err(io::Error::other)?;
+    let groups = getgrouplist(&name, user.gid)?.into_iter().map(nix::unistd::Gid::as_raw).collect();
+    Ok(Identity { uid: peer.uid, user: Some(user.name), groups })
+}
+
+/// The id of a group; `None` if the database has none of that name, or cannot be asked.
+#[must_use]
+pub fn group_id(name: &str) -> Option<u32> {
+    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}
+
+/// Whether the user database knows a user of that name; true if it cannot be asked.
+#[must_use]
+pub fn user_is_known(name: &str) -> bool {
+    !matches!(User::from_name(name), Ok(None))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn peer(uid: u32) -> Peer {
+        Peer { uid, gid: 7, pid: 0, groups: [8, 9].into() }
+    }
+
+    #[test]
+    fn a_known_users_groups_are_the_databases_and_an_unknown_ones_the_connections() {
+        let root = look_up(&peer(0)).unwrap();
+        assert_eq!(root.user.as_deref(), Some("root"));
+        assert!(root.groups.contains(&0) && !root.groups.contains(&8), "{root:?}");
+        let nobody = look_up(&peer(3_999_999_999)).unwrap();
+        assert_eq!((nobody.user, nobody.groups), (None, [7, 8, 9].into()));
+        assert_eq!(group_id("root"), Some(0));
+        assert!(user_is_known("root") && !user_is_known("no such user"));
+    }
+}

@@ -1,0 +1,223 @@
+//! Who changed what, and who was refused: one JSON line each, in a file of bounded size.
+//!
+//! A line is written before its answer goes out. It has no text of the request but the name of its object, and no
+//! message of an error but its reason, so that no secret gets there. A disk that takes no line stops nothing.
+
+mod bucket;
+mod file;
+
+use crate::{
+    access::{Caller, Role},
+    fault::Fault,
+    time::Timestamp,
+};
+use bucket::Buckets;
+use file::LogFile;
+use serde::Serialize;
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::sync::broadcast;
+use tonic::{Code, Status};
+
+/// Lines that wait for one slow subscriber; it hears of those that it missed.
+const QUEUE: usize = 256;
+/// Longest path of a method that is written, in characters.
+const LONGEST_RPC: usize = 120;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Record {
+    /// When the answer was ready, RFC 3339 in UTC.
+    #[serde(serialize_with = "as_text")]
+    pub time: Timestamp,
+    /// Grows by one from line to line, over restarts too.
+    pub sequence: u64,
+    /// Who called; `None`: unknown.
+    pub uid: Option<u32>,
+    /// What they are; `None`: nothing.
+    pub role: Option<Role>,
+    /// The method, `/PACKAGE.SERVICE/METHOD`.
+    pub rpc: String,
+    /// The object, as the client named it; empty if the request was not read.
+    pub object: String,
+    /// The result, such as `OK` or `PERMISSION_DENIED`.
+    pub code: &'static str,
+    /// Why, UPPER_SNAKE_CASE; empty for OK.
+    pub reason: String,
+    /// From the request to the answer, or to the begin of a stream.
+    pub duration_us: u64,
+    /// Refused calls before this one that were too many to be written.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+    /// Lines before this one that the disk did not take.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub lost: u64,
+}
+
+// By reference, since serde passes one.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+fn as_text<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.rfc3339().unwrap_or_default())
+}
+
+/// The log. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Audit(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    news: broadcast::Sender<Arc<Record>>,
+}
+
+#[derive(Debug)]
+struct State {
+    file: LogFile,
+    sequence: u64,
+    left_out: u64,
+    buckets: Buckets,
+}
+
+impl Audit {
+    /// Goes on with the log in a folder, `audit.jsonl`. It is made with the first line; where that cannot be, the
+    /// lines are lost, and the daemon's own log says so once.
+    #[must_use]
+    pub fn open(folder: &Path) -> Self {
+        let file = LogFile::new(folder);
+        let sequence = file.last_sequence();
+        let state = State { file, sequence, left_out: 0, buckets: Buckets::default() };
+        Self(Arc::new(Inner { state: Mutex::new(state), news: broadcast::channel(QUEUE).0 }))
+    }
+
+    /// Each line from now on, whether or not the disk takes it.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Record>> {
+        self.0.news.subscribe()
+    }
+
+    fn write(&self, mut record: Record, now: Instant) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever is refused without end must neither fill the log nor push others' lines out of it.
+        if record.code != "OK" && !state.buckets.take(record.uid, now) {
+            state.left_out += 1;
+            return;
+        }
+        state.sequence += 1;
+        record.sequence = state.sequence;
+        record.left_out = std::mem::take(&mut state.left_out);
+        record.lost = state.file.lost();
+        if let Ok(mut line) = serde_json::to_vec(&record) {
+            line.push(b'\n');
+            state.file.append(&line);
+        }
+        // Nobody listens, or somebody does.
+        let _ = self.0.news.send(Arc::new(record));
+    }
+}
+
+/// A call that is being answered.
+#[derive(Debug)]
+pub struct Call {
+    audit: Audit,
+    begun: Instant,
+    uid: Option<u32>,
+    role: Option<Role>,
+    rpc: String,
+    /// Set: it has to be written even if nobody waits for its end.
+    expected: Option<Caller>,
+}
+
+impl Call {
+    /// A call begins.
+    #[must_use]
+    pub fn begin(audit: &Audit, uid: Option<u32>, rpc: &str) -> Self {
+        let rpc = rpc.chars().take(LONGEST_RPC).flat_map(char::escape_debug).collect();
+        Self { audit: audit.clone(), begun: Instant::now(), uid, role: None, rpc, expected: None }
+    }
+
+    /// What the caller is.
+    pub fn by(&mut self, role: Option<Role>) {
+        self.role = role;
+    }
+
+    /// If the client goes away before the answer, that is written, with the object that the caller has by then.
+    pub fn expect_an_end(&mut self, caller: Option<Caller>) {
+        self.expected = caller;
+    }
+
+    /// It was answered: written if it is `audited`, or refused for want of a right.
+    pub fn end(mut self, status: &Status, object: &str, audited: bool) {
+        self.expected = None;
+        if audited || status.code() == Code::PermissionDenied {
+            let reason = if status.code() == Code::Ok {
+                String::new()
+            } else {
+                Fault::from(status.clone()).reason().to_owned()
+            };
+            self.write(object, code_name(status.code()), reason);
+        }
+    }
+
+    fn write(&self, object: &str, code: &'static str, reason: String) {
+        let now = Instant::now();
+        let record = Record {
+            time: Timestamp::now(),
+            sequence: 0,
+            uid: self.uid,
+            role: self.role,
+            rpc: self.rpc.clone(),
+            object: object.to_owned(),
+            code,
+            reason,
+            duration_us: micros(now.saturating_duration_since(self.begun)),
+            left_out: 0,
+            lost: 0,
+        };
+        self.audit.write(record, now);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(caller) = self.expected.take() {
+            // What was begun is carried out all the same.
+            self.write(caller.object(), "CANCELLED", "CLIENT_GONE".into());
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod test;
