@@ -30,4 +30,8 @@ pub struct Config {
     /// admins, and members of the socket's group operators. Read again when it changes, and on SIGHUP.
     #[arg(long, value_name = "PATH")]
     pub access_file: Option<PathBuf>,
+    /// Gives up a record that cannot be read, named as `kvmctl host show` does, and ends. netd must not run. What is
+    /// left of the object in the kernel stays, and is named at the next start.
+    #[arg(long, value_name = "KIND ID")]
+    pub forget: Option<String>,
 }

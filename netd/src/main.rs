@@ -75,6 +75,9 @@ async fn run(config: Config) -> Result<(), Fault> {
     let settings = Settings::new(config.dnsmasq, config.run_dir, store.instance().simple().to_string())?;
     let engine = Arc::new(Engine::new(settings, kernel.clone()));
     let reconciler = Reconciler::load(kernel, store, Services::of(Arc::clone(&engine))).await?;
+    if let Some(what) = &config.forget {
+        return reconciler.forget_broken(what).await;
+    }
     // A trace that an earlier netd did not end.
     trace::sweep(&reconciler.instance()).await?;
     let changed = Arc::new(Notify::new());

@@ -4,6 +4,7 @@
 
 mod forward;
 mod groups;
+mod kept;
 mod shape;
 mod sysctls;
 mod takeover;
@@ -51,6 +52,10 @@ pub struct Desired {
     pub reservations: BTreeMap<PortKey, Reservation>,
     /// Host-wide sysctls that were changed.
     pub saved: BTreeMap<String, SavedSysctl>,
+    /// Members of the sets that belong to records which cannot be read.
+    pub kept: Elements,
+    /// Whether there is a network that cannot be read, and so may need what no other does.
+    pub unreadable: bool,
 }
 
 impl Desired {
@@ -166,7 +171,7 @@ impl Desired {
 
     /// Also of what is being deleted: as long as there is a record there may be a link, and none may be up without
     /// its rules.
-    fn all_elements(&self) -> Elements {
+    fn explained(&self) -> Elements {
         let networks = self.networks.values().map(|n| self.network_elements(n));
         let ports = self.ports.values().map(|p| self.port_elements(p));
         let forwards = self.networks.keys().map(|name| self.forward_elements(name));
@@ -180,7 +185,7 @@ impl Desired {
     /// FAILED_PRECONDITION if tables of our name belong to somebody else.
     pub fn plan_tables(&self, observed: &Observed, digest: Option<&str>) -> Result<Vec<Action>, Fault> {
         let Some(tables) = &observed.tables else { return Ok(Vec::new()) };
-        let needed = !self.networks.is_empty() || !self.ports.is_empty();
+        let needed = !self.networks.is_empty() || !self.ports.is_empty() || !self.kept.0.is_empty();
         if tables.foreign || tables.instance.as_ref().is_some_and(|i| *i != self.instance) {
             if !needed {
                 return Ok(Vec::new());

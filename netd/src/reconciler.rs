@@ -20,7 +20,7 @@ mod port;
 mod test;
 
 use crate::{
-    kernel::{Action, Kernel, Observed, Scope, Traffic},
+    kernel::{Action, Elements, Kernel, Observed, Scope, Traffic},
     model::{
         Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
     },
@@ -134,21 +134,6 @@ impl<K: Kernel> Reconciler<K> {
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
         let reservations = store.load::<Reservation>(RESERVATION).await?;
         let flows = store.load::<Ending>(FLOWS).await?;
-        let broken = [
-            networks.broken,
-            ports.broken,
-            forwards.broken,
-            groups.broken,
-            sysctls.broken,
-            reservations.broken,
-            store.events().broken().to_vec(),
-            flows.broken,
-        ]
-        .concat();
-        let warnings = broken
-            .iter()
-            .map(|b| format!("the record `{}` cannot be read and is left alone: {}", b.id, b.why))
-            .collect();
         let desired = Desired {
             instance: store.instance().simple().to_string(),
             networks: networks.records.into_iter().map(|(_, n)| (n.name.clone(), n)).collect(),
@@ -157,10 +142,21 @@ impl<K: Kernel> Reconciler<K> {
             groups: groups.records.into_iter().map(|(_, g)| (g.name.clone(), g)).collect(),
             reservations: reservations.records.into_iter().map(|(_, r)| (r.key(), r)).collect(),
             saved: sysctls.records.into_iter().collect(),
+            kept: Elements::default(),
+            unreadable: store.has_broken(NETWORK),
         };
         let ending = Ending::all(flows.records.into_iter().map(|(_, ending)| ending));
-        let records = RwLock::new(Records { desired, states: BTreeMap::new(), warnings, ending });
+        let records = Records { desired, states: BTreeMap::new(), warnings: Vec::new(), ending };
+        let records = RwLock::new(records);
         Ok(Self(Arc::new(Inner { kernel, store, services, writer: Mutex::default(), records })))
+    }
+
+    /// Gives up the record of `KIND ID`, which cannot be read.
+    ///
+    /// # Errors
+    /// As `Store::forget`.
+    pub async fn forget_broken(&self, what: &str) -> Result<(), Fault> {
+        self.0.store.forget(what).await
     }
 
     /// Runs a change to its end even if the caller goes away.
@@ -210,7 +206,13 @@ impl<K: Kernel> Reconciler<K> {
     /// What an operator should know.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        self.read().warnings.clone()
+        let known = self.read().warnings.clone();
+        self.0.store.warnings().into_iter().chain(known).collect()
+    }
+
+    /// Why an object is not among the records: its own cannot be read, or there is none.
+    fn missing(&self, kind: &str, id: &str, not_found: Fault) -> Fault {
+        self.0.store.check_broken(kind, id).err().unwrap_or(not_found)
     }
 
     /// A look at the host's links and sysctls, for its status.
@@ -270,7 +272,9 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Records the value that a sysctl had before the first change.
     async fn remember_sysctl(&self, key: &str, value: &str, observed: &Observed) -> Result<(), Fault> {
-        let known = self.read().desired.saved.contains_key(key);
+        // The record of what it was before may be there and not be readable.
+        let known =
+            self.read().desired.saved.contains_key(key) || self.0.store.check_broken(SYSCTL, key).is_err();
         let Some(before) = observed.sysctls.get(key).filter(|_| !known) else { return Ok(()) };
         let saved = SavedSysctl { before: before.clone(), ours: value.to_owned() };
         self.0.store.commit(vec![Op::put(SYSCTL, key, &saved)?]).await?;
@@ -285,7 +289,7 @@ impl<K: Kernel> Reconciler<K> {
             let wanted = records.desired.wanted_sysctls(observed);
             records.desired.saved.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect()
         };
-        if unneeded.is_empty() {
+        if unneeded.is_empty() || self.read().desired.unreadable {
             return Ok(());
         }
         self.0.store.commit(unneeded.iter().map(|key| Op::delete(SYSCTL, key)).collect()).await?;

@@ -21,7 +21,7 @@ use crate::{
     time::Timestamp,
 };
 use record::Life;
-pub(crate) use record::opened;
+pub(crate) use record::{EVENT, is_kind, opened};
 use serde::{Deserialize, Serialize};
 pub use serve::Page;
 use std::{

@@ -1,33 +1,51 @@
 //! The record of what was asked for: JSON documents in SQLite, one folder a daemon.
 //!
 //! A commit is durable when it returns (WAL, synchronous=FULL). SQLite is a blocking library, so one thread owns
-//! the connection and takes jobs in order.
+//! the connection and takes commits in order. Reads come from memory: they need no disk, and neither does an open, so
+//! that a daemon with a full or read-only disk starts and serves what is recorded.
+//!
+//! ```text
+//!   image -> scan -> recover    what the files have in them, whatever state they are in; nothing is written
+//!   disk, keeper                the files as they should be, and the thread that writes them
+//! ```
+//!
+//! Each record carries its key and a checksum. A copy of everything is written whenever nothing else is for a second.
+
+mod disk;
+mod image;
+mod keeper;
+mod record;
+mod recover;
+mod scan;
 
 use crate::{
     events::{self, EventLog, News, Pending},
     fault::{Fault, Kind},
     steps,
 };
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
+use disk::{COPY, FILE};
+use keeper::{Common, Job, Keeper, Place};
+use recover::{Content, Decision};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    fs::{self, File},
-    os::unix::fs::DirBuilderExt as _,
+    borrow::Cow,
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock, mpsc},
     thread,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
-/// Version of the tables below; a newer one is refused.
-const SCHEMA: i64 = 1;
-const FILE: &str = "state.sqlite";
+pub(crate) use record::Rows;
 
 /// One change of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
-    kind: &'static str,
+    kind: Cow<'static, str>,
     id: String,
     document: Option<String>,
 }
@@ -40,13 +58,13 @@ impl Op {
     pub fn put<T: Serialize>(kind: &'static str, id: impl Into<String>, document: &T) -> Result<Self, Fault> {
         let document = serde_json::to_string(document)
             .map_err(|e| Fault::internal("cannot write a record as JSON").cause(&e))?;
-        Ok(Self { kind, id: id.into(), document: Some(document) })
+        Ok(Self { kind: kind.into(), id: id.into(), document: Some(document) })
     }
 
     /// Removes the record, if there is one.
     #[must_use]
     pub fn delete(kind: &'static str, id: impl Into<String>) -> Self {
-        Self { kind, id: id.into(), document: None }
+        Self { kind: kind.into(), id: id.into(), document: None }
     }
 }
 
@@ -68,74 +86,205 @@ pub struct Loaded<T> {
     pub broken: Vec<Broken>,
 }
 
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
-
 /// A handle on the store; clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::Sender<Job>,
     events: EventLog,
+    common: Arc<Common>,
+    about: Arc<About>,
+}
+
+#[derive(Debug)]
+struct About {
+    dir: PathBuf,
     instance: Uuid,
     created: bool,
+    /// What happened when it was opened.
+    note: Option<String>,
+    /// Records that cannot be read, and why.
+    broken: RwLock<BTreeMap<record::Key, String>>,
 }
 
 impl Store {
-    /// Opens the store in `dir`, and makes both if missing. Only one process at a time may have it.
+    /// Opens the store in `dir`, and makes both if missing. Only one process at a time may have it. A damaged file is
+    /// kept under another name, and what can be read of it and of its copy goes into a new one.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION if another process has it, if it was written by a newer version, or if it cannot be
-    /// opened; the hint says how to recover.
+    /// FAILED_PRECONDITION if another process has it, if it was written by a newer version, or if nothing of it can be
+    /// read; RESOURCE_EXHAUSTED if there is none and no room for one. The hint says how to recover.
     pub fn open(dir: &Path) -> Result<Self, Fault> {
-        let place = dir.to_owned();
-        let failed = move |what: &str, error: &dyn std::error::Error| {
-            Fault::new(
-                Kind::FailedPrecondition,
-                "STATE_DIR",
-                format!("cannot {what} the state in `{}`", place.display()),
-            )
-            .cause(error)
-            .hint("choose another folder with --state-dir, or put its backup back")
+        // What it is for is said where it is used.
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self::open_in(dir, boot.trim())
+    }
+
+    pub(crate) fn open_in(dir: &Path, boot: &str) -> Result<Self, Fault> {
+        let failed = |what: &str, error: &dyn std::error::Error| {
+            let message = format!("cannot {what} the state in `{}`", dir.display());
+            Fault::new(Kind::FailedPrecondition, "STATE_DIR", message)
+                .cause(error)
+                .hint("choose another folder with --state-dir, or put its backup back")
         };
         make_private(dir).map_err(|e| failed("make the folder of", &e))?;
         let lock = lock(dir)?;
         let path = dir.join(FILE);
-        let created = !path.exists();
-        let mut connection = Connection::open(&path).map_err(|e| failed("open", &e))?;
-        let instance = prepare(&mut connection, &path).map_err(|e| match e {
-            Opening::Sqlite(e) => failed("read", &e),
-            Opening::Refused(fault) => fault,
-        })?;
-        let events = events::opened(&mut connection).map_err(|e| failed("read", &e))?;
-        let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
+        let main = scan::read(&path).map_err(|e| failed("read", &e))?;
+        // A copy that cannot be read is as good as none.
+        let copy = scan::read(&dir.join(COPY)).unwrap_or_default();
+        let mut created = false;
+        let (content, place, note) = match recover::decide(&path, main, copy)? {
+            Decision::Fresh => {
+                created = true;
+                let content = Content { instance: Uuid::new_v4(), rev: 0, rows: BTreeMap::new() };
+                (content, Place::Unwritten(None), None)
+            }
+            Decision::Sound(content) => (content, Place::Closed, None),
+            Decision::Rewrite { content, complete, note } => {
+                if !complete {
+                    // It may have whole what the file has not. Best effort, as the file itself is kept.
+                    let _ = fs::rename(dir.join(COPY), dir.join(disk::aside(dir, COPY)));
+                }
+                let aside = if note.is_some() { disk::aside(dir, FILE) } else { format!("{FILE}.schema-1") };
+                let kept = if path.exists() {
+                    format!("; what was there is kept as `{aside}`")
+                } else {
+                    String::new()
+                };
+                (content, Place::Unwritten(Some(aside)), note.map(|note| note + &kept))
+            }
+        };
+        if let Some(note) = &note {
+            tracing::error!(note, "the state was damaged");
+        }
+        let (events, ops) = events::opened(&content.rows, boot, note.is_some())?;
+        let broken = content.rows.iter().filter(|((kind, _), _)| !events::is_kind(kind));
+        let broken = broken.filter_map(|(key, row)| Some((key.clone(), row.why.clone()?)));
+        let about = About {
+            dir: dir.to_owned(),
+            instance: content.instance,
+            created,
+            note,
+            broken: RwLock::new(broken.collect()),
+        };
+        let common = Arc::new(Common { content: RwLock::new(content), trouble: RwLock::default() });
+        let mut keeper = Keeper {
+            dir: dir.to_owned(),
+            common: Arc::clone(&common),
+            events: events.clone(),
+            unwritten: ops,
+            place,
+            behind: true,
+            _lock: lock,
+        };
+        if let Err(fault) = keeper.begin() {
+            // What was never written is nothing to serve.
+            if created {
+                return Err(fault.context(format!("cannot make the state in `{}`", dir.display())));
+            }
+            tracing::error!(error = fault.chain(), "changes are refused");
+            *common.trouble.write().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        }
+        let (jobs, queue) = mpsc::channel();
         thread::Builder::new()
             .name("store".into())
-            .spawn(move || {
-                // Held as long as the connection: the next process may open only after both are gone.
-                let _lock = lock;
-                while let Some(job) = queue.blocking_recv() {
-                    job(&mut connection);
-                }
-            })
+            .spawn(move || keeper.run(&queue))
             .map_err(|e| failed("start the thread for", &e))?;
-        Ok(Self { jobs, events, instance, created })
+        Ok(Self { jobs, events, common, about: Arc::new(about) })
     }
 
     /// The id made when the store was; it marks this daemon's objects in the kernel.
     #[must_use]
     pub fn instance(&self) -> Uuid {
-        self.instance
+        self.about.instance
     }
 
     /// Whether this start made the store, so that objects found in the kernel have no record.
     #[must_use]
     pub fn is_new(&self) -> bool {
-        self.created
+        self.about.created
+    }
+
+    /// What an operator should know: that changes are refused and why, what was damaged, and what cannot be read.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let about = &self.about;
+        let trouble = self.common.trouble.read().unwrap_or_else(PoisonError::into_inner);
+        let degraded = match (&*trouble, room(&about.dir)) {
+            (Some(fault), _) => {
+                let hints = fault.hints().join("; ");
+                Some(format!("degraded: changes are refused: {}: {hints}", fault.chain()))
+            }
+            (None, Some(room)) => Some(format!(
+                "degraded: the state folder `{}` {}: changes will be refused",
+                about.dir.display(),
+                room.what()
+            )),
+            (None, None) => None,
+        };
+        let broken = about.broken.read().unwrap_or_else(PoisonError::into_inner);
+        let broken = broken.iter().map(|((kind, id), why)| {
+            format!("the record {kind} `{id}` cannot be read and is left alone: {why}; {}", way_out(kind, id))
+        });
+        degraded.into_iter().chain(about.note.clone()).chain(broken).collect()
+    }
+
+    /// Refuses a new object whose record is there and cannot be read.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION with what is wrong with it, and how to recover.
+    pub fn check_broken(&self, kind: &str, id: &str) -> Result<(), Fault> {
+        let broken = self.about.broken.read().unwrap_or_else(PoisonError::into_inner);
+        // Nearly always there is none, and no key has to be made.
+        let why = if broken.is_empty() { None } else { broken.get(&(kind.to_owned(), id.to_owned())) };
+        why.map_or(Ok(()), |why| {
+            let message = format!("the record {kind} `{id}` cannot be read and is kept: {why}");
+            Err(Fault::new(Kind::FailedPrecondition, "BROKEN_RECORD", message).hint(way_out(kind, id)))
+        })
+    }
+
+    /// Takes a record that could be read for one that cannot: what it says makes no sense to its daemon.
+    pub fn reject(&self, kind: &str, id: &str, why: &str) {
+        let mut broken = self.about.broken.write().unwrap_or_else(PoisonError::into_inner);
+        broken.insert((kind.to_owned(), id.to_owned()), why.to_owned());
+    }
+
+    /// Whether a record of this kind cannot be read.
+    #[must_use]
+    pub fn has_broken(&self, kind: &str) -> bool {
+        self.about.broken.read().unwrap_or_else(PoisonError::into_inner).keys().any(|(is, _)| is == kind)
+    }
+
+    /// Removes a record that cannot be read, `KIND ID`, for good. All kinds have to be loaded before.
+    ///
+    /// # Errors
+    /// NOT_FOUND if there is no such record, FAILED_PRECONDITION if it can be read; what `commit` says.
+    pub async fn forget(&self, what: &str) -> Result<(), Fault> {
+        let (kind, id) = what.split_once(' ').unwrap_or((what, ""));
+        let key = (kind.to_owned(), id.to_owned());
+        if !self.about.broken.read().unwrap_or_else(PoisonError::into_inner).contains_key(&key) {
+            let content = self.common.content.read().unwrap_or_else(PoisonError::into_inner);
+            return Err(if content.rows.contains_key(&key) {
+                let message = format!("the record {kind} `{id}` can be read");
+                Fault::new(Kind::FailedPrecondition, "NOT_BROKEN", message)
+                    .hint("start the daemon and delete the object as usual")
+            } else {
+                Fault::new(Kind::NotFound, "NO_RECORD", format!("there is no record {kind} `{id}`"))
+                    .hint("write KIND ID as `kvmctl host show` does, between quotes")
+            });
+        }
+        let op = Op { kind: kind.to_owned().into(), id: id.to_owned(), document: None };
+        drop(self.send(vec![op].into(), Vec::new().into()).await?);
+        tracing::warn!(kind, id, "a record that could not be read was given up");
+        self.about.broken.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        Ok(())
     }
 
     /// Carries out all of `ops`, or none. Durable when it returns.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED if the disk is full, else FAILED_PRECONDITION. Nothing was changed.
+    /// RESOURCE_EXHAUSTED if the disk is full, else FAILED_PRECONDITION, as where one of the records cannot be read.
+    /// Nothing was changed.
     pub async fn commit(&self, ops: Vec<Op>) -> Result<(), Fault> {
         self.commit_telling(ops, Vec::new()).await.map(drop)
     }
@@ -146,31 +295,25 @@ impl Store {
     /// # Errors
     /// As `commit`.
     pub async fn commit_telling(&self, ops: Vec<Op>, news: Vec<News>) -> Result<Pending, Fault> {
+        for op in &ops {
+            self.check_broken(&op.kind, &op.id)?;
+        }
         let (ops, news): (Arc<[Op]>, Arc<[News]>) = (ops.into(), news.into());
-        let work = || {
-            let (ops, news, events) = (Arc::clone(&ops), Arc::clone(&news), self.events.clone());
-            self.run(move |connection| write(connection, &ops, &events, &news))
-        };
-        steps::step(|| names(&ops), work).await
+        steps::step(|| names(&ops), || self.send(Arc::clone(&ops), Arc::clone(&news))).await
+    }
+
+    async fn send(&self, ops: Arc<[Op]>, news: Arc<[News]>) -> Result<Pending, Fault> {
+        let (answer, result) = oneshot::channel();
+        let gone = || Fault::internal("the thread of the state store has ended");
+        self.jobs.send(Job { ops, news, answer: Some(answer) }).map_err(|_| gone())?;
+        result.await.map_err(|_| gone())?
     }
 
     /// Tells what belongs to no change of a record, in the background: an event is no reason to wait, and its loss
     /// none to fail. `ops` are what is to be known at the next start along with it. Neither is lost by the end of
     /// this process, once it is written, and nothing is told before; the host's own end may lose both.
     pub fn tell(&self, ops: Vec<Op>, news: Vec<News>) {
-        let events = self.events.clone();
-        let told = self.jobs.send(Box::new(move |connection| {
-            let result = if events.may_be_quick() {
-                relaxed(connection, |connection| write(connection, &ops, &events, &news))
-            } else {
-                write(connection, &ops, &events, &news)
-            };
-            if let Err(error) = result {
-                tracing::warn!(%error, lost = news.len(), "cannot keep events");
-                events.lose();
-            }
-        }));
-        if told.is_err() {
+        if self.jobs.send(Job { ops: ops.into(), news: news.into(), answer: None }).is_err() {
             tracing::warn!("the thread of the state store has ended: events are lost");
         }
     }
@@ -184,51 +327,28 @@ impl Store {
     /// Reads all records of a kind.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION if the store as a whole cannot be read.
+    /// None so far: what cannot be read is part of the result.
     pub async fn load<T: DeserializeOwned + Send + 'static>(
         &self,
         kind: &'static str,
     ) -> Result<Loaded<T>, Fault> {
-        let rows = self
-            .run(move |connection| {
-                connection
-                    .prepare("SELECT id, doc FROM o WHERE kind = ?1 ORDER BY id")?
-                    .query_map([kind], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .await?;
         let mut loaded = Loaded { records: Vec::new(), broken: Vec::new() };
-        for (id, document) in rows {
-            match serde_json::from_str(&document) {
-                Ok(record) => loaded.records.push((id, record)),
-                Err(error) => loaded.broken.push(Broken { id, why: error.to_string() }),
+        let content = self.common.content.read().unwrap_or_else(PoisonError::into_inner);
+        let from = (kind.to_owned(), String::new());
+        for ((_, id), row) in content.rows.range(from..).take_while(|((is, _), _)| is == kind) {
+            let read = match (&row.why, row.record()) {
+                (None, Some(record)) => serde_json::from_str(record).map_err(|error| error.to_string()),
+                (why, _) => Err(why.clone().unwrap_or_default()),
+            };
+            match read {
+                Ok(record) => loaded.records.push((id.clone(), record)),
+                Err(why) => loaded.broken.push(Broken { id: id.clone(), why }),
             }
         }
+        drop(content);
+        let mut broken = self.about.broken.write().unwrap_or_else(PoisonError::into_inner);
+        broken.extend(loaded.broken.iter().map(|one| ((kind.to_owned(), one.id.clone()), one.why.clone())));
         Ok(loaded)
-    }
-
-    async fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, Fault> {
-        let (answer, result) = oneshot::channel();
-        let gone = || Fault::internal("the thread of the state store has ended");
-        self.jobs
-            .send(Box::new(move |connection| {
-                // The asker may have gone; the change is made all the same.
-                let _ = answer.send(job(connection));
-            }))
-            .map_err(|_| gone())?;
-        result.await.map_err(|_| gone())?.map_err(|error| {
-            let (kind, hint) = match error.sqlite_error_code() {
-                Some(ErrorCode::DiskFull) => (Kind::ResourceExhausted, "make room on its file system"),
-                Some(ErrorCode::ReadOnly) => (Kind::FailedPrecondition, "make its file system writable"),
-                _ => (Kind::FailedPrecondition, "check the file system of the state folder"),
-            };
-            Fault::new(kind, "STATE_STORE", "the state store failed; nothing was changed")
-                .cause(&error)
-                .hint(hint)
-        })
     }
 }
 
@@ -241,193 +361,70 @@ fn names(ops: &[Op]) -> String {
     format!("commit{}", ops.iter().map(name).collect::<String>())
 }
 
-fn write(
-    connection: &mut Connection,
-    ops: &[Op],
-    events: &EventLog,
-    news: &[News],
-) -> rusqlite::Result<Pending> {
-    let transaction = connection.transaction()?;
-    for op in ops {
-        match &op.document {
-            Some(document) => transaction
-                .prepare_cached(
-                    "INSERT INTO o (kind, id, doc) VALUES (?1, ?2, ?3)
-                     ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc",
-                )?
-                .execute(params![op.kind, op.id, document])?,
-            None => transaction
-                .prepare_cached("DELETE FROM o WHERE kind = ?1 AND id = ?2")?
-                .execute(params![op.kind, op.id])?,
-        };
-    }
-    let numbered = events.write(&transaction, news)?;
-    transaction.commit()?;
-    Ok(events.append(numbered))
+fn way_out(kind: &str, id: &str) -> String {
+    format!(
+        "start the version that wrote it, put a backup back, or give it up: stop the daemon and start it once with --forget '{kind} {id}'"
+    )
 }
 
-/// Runs `work` without waiting for the disk. The next transaction that waits, waits for this one too.
-fn relaxed<T>(
-    connection: &mut Connection,
-    work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
-) -> rusqlite::Result<T> {
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
-    let result = work(connection);
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    result
+/// What a file system lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Full,
+    NoInodes,
+    ReadOnly,
+}
+
+impl Room {
+    fn what(self) -> &'static str {
+        match self {
+            Self::Full => "has no room: its file system is full",
+            Self::NoInodes => "has no room: its file system has no inode left",
+            Self::ReadOnly => "is read-only",
+        }
+    }
+}
+
+/// What is lacking where `dir` is, as the file system says by itself; one that says nothing lacks nothing.
+fn room(dir: &Path) -> Option<Room> {
+    let is = rustix::fs::statvfs(dir).ok()?;
+    if is.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        return Some(Room::ReadOnly);
+    }
+    // File systems without a fixed number of inodes say 0 of 0.
+    let no_inodes = is.f_files > 0 && is.f_favail == 0;
+    if is.f_bavail == 0 { Some(Room::Full) } else { no_inodes.then_some(Room::NoInodes) }
 }
 
 /// Only the last folder is private: those above it are other daemons' way to theirs.
-fn make_private(dir: &Path) -> std::io::Result<()> {
+fn make_private(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
     if let Some(above) = dir.parent() {
         fs::create_dir_all(above)?;
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-fn lock(dir: &Path) -> Result<File, Fault> {
-    let path: PathBuf = dir.join("lock");
-    let failed = |error: &dyn std::error::Error| {
+/// Locks the folder itself, which needs no room, and the file that earlier versions lock, where it can be had.
+pub(crate) fn lock(dir: &Path) -> Result<Vec<File>, Fault> {
+    let failed = |path: &Path, error: &dyn std::error::Error| {
         Fault::new(Kind::FailedPrecondition, "STATE_LOCKED", format!("cannot lock `{}`", path.display()))
             .cause(error)
             .hint("another daemon may use this folder: stop it, or choose another with --state-dir")
     };
-    let file = File::create(&path).map_err(|e| failed(&e))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|e| failed(&e))?;
-    Ok(file)
-}
-
-enum Opening {
-    Sqlite(rusqlite::Error),
-    Refused(Fault),
-}
-
-impl From<rusqlite::Error> for Opening {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
+    let own = File::open(dir).map_err(|e| failed(dir, &e))?;
+    let path = dir.join("lock");
+    let earlier = File::open(&path)
+        .or_else(|_| OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path));
+    let files: Vec<File> = std::iter::once(own).chain(earlier).collect();
+    for file in &files {
+        rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| failed(dir, &e))?;
     }
-}
-
-fn prepare(connection: &mut Connection, path: &Path) -> Result<Uuid, Opening> {
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version > SCHEMA {
-        return Err(Opening::Refused(
-            Fault::new(
-                Kind::FailedPrecondition,
-                "NEWER_SCHEMA",
-                format!("`{}` has schema {version}, this program knows {SCHEMA}", path.display()),
-            )
-            .hint("start the newer version again, or choose another folder with --state-dir"),
-        ));
-    }
-    let transaction = connection.transaction()?;
-    transaction.execute_batch(
-        "CREATE TABLE IF NOT EXISTS o (
-             kind TEXT NOT NULL, id TEXT NOT NULL, doc TEXT NOT NULL,
-             PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID;
-         CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;",
-    )?;
-    transaction.pragma_update(None, "user_version", SCHEMA)?;
-    let stored: Option<String> = transaction
-        .query_row("SELECT value FROM meta WHERE key = 'instance'", [], |row| row.get(0))
-        .optional()?;
-    let instance = match stored {
-        Some(text) => Uuid::parse_str(&text).map_err(|e| {
-            Opening::Refused(
-                Fault::new(Kind::FailedPrecondition, "STATE_DIR", "the instance id in the state is damaged")
-                    .cause(&e)
-                    .hint("put the backup of the state folder back"),
-            )
-        })?,
-        None => {
-            let fresh = Uuid::new_v4();
-            transaction.execute("INSERT INTO meta VALUES ('instance', ?1)", [fresh.to_string()])?;
-            fresh
-        }
-    };
-    transaction.commit()?;
-    Ok(instance)
+    Ok(files)
 }
 
 #[cfg(test)]
-mod test {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_commit_is_all_or_nothing_and_survives_reopening() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        assert!(store.is_new());
-        let ops = vec![
-            Op::put("n", "b", &2).unwrap(),
-            Op::put("n", "a", &1).unwrap(),
-            Op::put("p", "a", &9).unwrap(),
-        ];
-        store.commit(ops).await.unwrap();
-        store.commit(vec![Op::delete("n", "b"), Op::delete("n", "never")]).await.unwrap();
-        let instance = store.instance();
-        drop(store);
-        let store = reopen(dir.path()).await;
-        assert!(!store.is_new());
-        assert_eq!(store.instance(), instance);
-        assert_eq!(store.load::<u32>("n").await.unwrap().records, vec![("a".to_owned(), 1)]);
-    }
-
-    /// The thread lets go of the lock a moment after the last handle is dropped.
-    async fn reopen(dir: &Path) -> Store {
-        loop {
-            match Store::open(dir) {
-                Ok(store) => return store,
-                Err(fault) => assert_eq!(fault.reason(), "STATE_LOCKED"),
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn only_the_last_folder_is_private() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let dir = tempfile::tempdir().unwrap();
-        let common = dir.path().join("common");
-        let _store = Store::open(&common.join("own")).unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&common.join("own")), 0o700);
-        // 0755 or what the umask leaves of it, which a folder made beside it shows.
-        let plain = dir.path().join("plain");
-        fs::create_dir(&plain).unwrap();
-        assert_eq!(mode(&common), mode(&plain));
-    }
-
-    #[tokio::test]
-    async fn two_processes_cannot_share_a_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let _first = Store::open(dir.path()).unwrap();
-        assert_eq!(Store::open(dir.path()).unwrap_err().reason(), "STATE_LOCKED");
-    }
-
-    #[tokio::test]
-    async fn a_record_that_cannot_be_read_is_kept_and_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        store
-            .commit(vec![Op::put("n", "bad", &"text").unwrap(), Op::put("n", "good", &7).unwrap()])
-            .await
-            .unwrap();
-        let loaded = store.load::<u32>("n").await.unwrap();
-        assert_eq!(loaded.records, vec![("good".to_owned(), 7)]);
-        assert_eq!(loaded.broken[0].id, "bad");
-        assert_eq!(store.load::<String>("n").await.unwrap().records[0].1, "text");
-    }
-
-    #[tokio::test]
-    async fn a_newer_schema_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        Connection::open(dir.path().join(FILE))
-            .unwrap()
-            .pragma_update(None, "user_version", SCHEMA + 1)
-            .unwrap();
-        assert_eq!(Store::open(dir.path()).unwrap_err().reason(), "NEWER_SCHEMA");
-    }
-}
+mod test;

@@ -42,6 +42,9 @@ pub struct Config {
     /// admins, and members of the socket's group operators. Read again when it changes, and on SIGHUP.
     #[arg(long, value_name = "PATH")]
     pub access_file: Option<PathBuf>,
+    /// Gives up a record that cannot be read, named as `kvmctl host show` does, and ends. vmd must not run.
+    #[arg(long, value_name = "KIND ID")]
+    pub forget: Option<String>,
 }
 
 /// What `--accel` asks for.

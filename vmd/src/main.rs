@@ -10,7 +10,7 @@ use shared::{
     telemetry,
 };
 use std::{process::ExitCode, time::Duration};
-use vmd::{config::Config, ports::NetdPorts, qemu::launch, server, supervisor::Supervisor};
+use vmd::{config::Config, ports::NetdPorts, qemu::launch, server, supervisor, supervisor::Supervisor};
 
 /// Enough for all that waits on others; guests run in processes of their own.
 const WORKERS: usize = 2;
@@ -54,6 +54,9 @@ async fn run(config: Config) -> Result<(), Fault> {
     limits::raise_descriptors();
     let stop =
         shutdown::on_signal().map_err(|e| Fault::internal("cannot install signal handlers").cause(&e))?;
+    if let Some(what) = &config.forget {
+        return supervisor::forget(&config, what).await;
+    }
     let group = config.group()?;
     let access = Access::open(config.access_file.as_deref(), group)?;
     access.reload_on_hangup().map_err(|e| Fault::internal("cannot install signal handlers").cause(&e))?;

@@ -3,6 +3,10 @@
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod quota;
+mod stored;
+
+pub use stored::forget;
+use stored::{Stored, load, next_epoch};
 
 use crate::{
     adopt::{self, Found},
@@ -11,7 +15,7 @@ use crate::{
     driver::{self, Handle, Initial, Verb},
     jail::{Finding, host::Jail},
     model::{KIND_EXIT, KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
-    ports::{KIND_PORT, PortRecord, Ports, Releases},
+    ports::{Ports, Releases},
     qemu::{files, host::Host},
     start::{self, Context},
 };
@@ -22,7 +26,7 @@ use shared::{
     fault::{Fault, Kind},
     mac::Mac,
     name::Name,
-    store::{Broken, Op, Store},
+    store::{Op, Store},
     time::Timestamp,
 };
 use std::{
@@ -35,9 +39,6 @@ use std::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
-
-/// Store kind of the number of vmd's lives; it has one record.
-const KIND_EPOCH: &str = "epoch";
 
 /// All machines. Clones share them.
 #[derive(Debug)]
@@ -57,7 +58,6 @@ struct Inner<P> {
     changing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     epoch: i64,
-    broken: Vec<Broken>,
 }
 
 /// What a client asks to be recorded.
@@ -86,6 +86,9 @@ impl<P: Ports> Supervisor<P> {
         store.tell(Vec::new(), vec![News::of(EventKind::Started, "", began)]);
         let epoch = next_epoch(&store).await?;
         let Stored { records, mut runs, exits, orphans, broken } = load(&store).await?;
+        for one in &broken {
+            tracing::error!(vm = one.id, why = one.why, "a record cannot be read; it is left as it is");
+        }
         let launcher = std::env::current_exe()
             .map_err(|e| Fault::internal("cannot find this program's own file").cause(&e))?;
         let context = Arc::new(Context {
@@ -105,7 +108,6 @@ impl<P: Ports> Supervisor<P> {
             changing: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             epoch,
-            broken,
         }));
         let adopting = records.into_iter().map(|record| {
             let run = runs.remove(record.name.as_str());
@@ -175,9 +177,10 @@ impl<P: Ports> Supervisor<P> {
     /// A machine's handle.
     ///
     /// # Errors
-    /// NOT_FOUND if there is none of that name.
+    /// NOT_FOUND if there is none of that name; FAILED_PRECONDITION if its record cannot be read.
     pub fn get(&self, name: &Name) -> Result<Handle, Fault> {
-        self.vms().get(name).cloned().ok_or_else(|| not_found(name))
+        let found = self.vms().get(name).cloned();
+        found.ok_or_else(|| self.check_broken(name).err().unwrap_or_else(|| not_found(name)))
     }
 
     /// At most `most` machines after `after`, in the order of their names, and whether there are more.
@@ -229,7 +232,14 @@ impl<P: Ports> Supervisor<P> {
         let console = self.console(&record.name)?;
         let op = Op::put(KIND_VM, record.name.as_str(), &record)?;
         let news = News::of(EventKind::Created, record.resource(), "");
-        let _told = self.0.context.store.commit_telling(vec![op], vec![news]).await?;
+        let _told = match self.0.context.store.commit_telling(vec![op], vec![news]).await {
+            Ok(told) => told,
+            Err(fault) => {
+                // It may have been there before; one with something in it stays.
+                let _ = fs::remove_dir(self.0.context.state_folder(&record.name));
+                return Err(fault.context(format!("cannot create machine `{}`", record.name)));
+            }
+        };
         let handle = self.add(record, console, Initial::AtRest(LastExit::default()));
         Ok(handle.watch.borrow().clone())
     }
@@ -250,15 +260,13 @@ impl<P: Ports> Supervisor<P> {
             )
             .hint("choose another name, or delete that machine first"));
         }
-        if self.0.broken.iter().any(|broken| broken.id == name.as_str()) {
-            return Err(Fault::new(
-                Kind::FailedPrecondition,
-                "BROKEN_RECORD",
-                format!("the record of a machine `{name}` cannot be read, and is kept"),
-            )
-            .hint("start the vmd that wrote it, or choose another name"));
-        }
+        self.check_broken(name)?;
         Ok(None)
+    }
+
+    fn check_broken(&self, name: &Name) -> Result<(), Fault> {
+        let store = &self.0.context.store;
+        [KIND_VM, KIND_RUN].iter().try_for_each(|kind| store.check_broken(kind, name.as_str()))
     }
 
     /// Carries out `work` even if whoever asked for it goes away: half of it would leave disk and memory apart.
@@ -355,8 +363,7 @@ impl<P: Ports> Supervisor<P> {
     /// What an operator should know about the records.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let line = |one: &Broken| format!("a record of machine `{}` cannot be read: {}", one.id, one.why);
-        self.0.broken.iter().map(line).collect()
+        self.0.context.store.warnings()
     }
 
     /// Waits until all drivers have ended, after `stop`.
@@ -404,63 +411,6 @@ fn choose_macs(name: &Name, spec: &Spec, taken: &BTreeMap<Mac, Name>) -> Result<
         macs.push(mac);
     }
     Ok(macs)
-}
-
-/// What an earlier vmd left on disk.
-struct Stored {
-    records: Vec<Record>,
-    runs: BTreeMap<String, Run>,
-    exits: BTreeMap<String, LastExit>,
-    /// Ports whose machines do not run, and their uids: whatever was meant to delete them did not get to it.
-    orphans: BTreeMap<String, Option<String>>,
-    broken: Vec<Broken>,
-}
-
-/// Reads it. The guest of a machine with a broken record may run: such a machine is neither shown, nor started again,
-/// nor do its ports count as orphans.
-async fn load(store: &Store) -> Result<Stored, Fault> {
-    let records = store.load::<Record>(KIND_VM).await?;
-    let runs = store.load::<Run>(KIND_RUN).await?;
-    let mut broken = records.broken;
-    broken.extend(runs.broken);
-    broken.extend(records.records.iter().filter(|(id, record)| *id != record.name.as_str()).map(
-        |(id, record)| {
-            let why = format!("it is the record of `{}`", record.name);
-            Broken { id: id.clone(), why }
-        },
-    ));
-    for one in &broken {
-        tracing::error!(vm = one.id, why = one.why, "a record cannot be read; it is left as it is");
-    }
-    let whole = |name: &Name| broken.iter().all(|broken| broken.id != name.as_str());
-    let runs: BTreeMap<_, _> = runs.records.into_iter().collect();
-    let records: Vec<Record> = records
-        .records
-        .into_iter()
-        .filter(|(id, record)| whole(&record.name) && *id == record.name.as_str())
-        .map(|(_, record)| record)
-        .collect();
-    let used: BTreeSet<String> = records
-        .iter()
-        .filter(|record| runs.contains_key(record.name.as_str()))
-        .flat_map(start::port_names)
-        .collect();
-    let orphans = store
-        .load::<PortRecord>(KIND_PORT)
-        .await?
-        .records
-        .into_iter()
-        .filter(|(resource, port)| whole(&port.vm) && !used.contains(resource))
-        .map(|(resource, port)| (resource, port.uid))
-        .collect();
-    let exits = store.load::<LastExit>(KIND_EXIT).await?.records.into_iter().collect();
-    Ok(Stored { records, runs, exits, orphans, broken })
-}
-
-async fn next_epoch(store: &Store) -> Result<i64, Fault> {
-    let last = store.load::<i64>(KIND_EPOCH).await?.records.first().map_or(0, |(_, epoch)| *epoch);
-    store.commit(vec![Op::put(KIND_EPOCH, "", &(last + 1))?]).await?;
-    Ok(last + 1)
 }
 
 /// The file may be replaced while vmd runs; the running program may not.

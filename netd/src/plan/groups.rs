@@ -195,7 +195,8 @@ impl Desired {
         if let Some(number) = same.and_then(|port| port.profile) {
             return Ok(Some(number));
         }
-        let taken: BTreeSet<u16> = self.others(key).filter_map(|port| port.profile).collect();
+        let taken: BTreeSet<u16> =
+            self.others(key).filter_map(|port| port.profile).chain(self.kept_profiles()).collect();
         (1..u16::MAX).find(|number| !taken.contains(number)).map(Some).ok_or_else(|| {
             Fault::new(
                 Kind::ResourceExhausted,

@@ -70,7 +70,7 @@ impl Desired {
         let back = self
             .saved
             .iter()
-            .filter(|(key, saved)| !wanted.contains_key(*key) && is_now(key, &saved.ours))
+            .filter(|(key, saved)| !self.unreadable && !wanted.contains_key(*key) && is_now(key, &saved.ours))
             .map(|(key, saved)| Action::SetSysctl { key: key.clone(), value: saved.before.clone() });
         let mut back: Vec<_> = back.collect();
         // Switching forwarding off makes the kernel switch redirects on: they are put back after it.

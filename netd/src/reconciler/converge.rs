@@ -3,7 +3,7 @@
 
 use super::{Reconciler, flows::taken_out, not_converged};
 use crate::{
-    kernel::{Action, Kernel, Observed, Scope},
+    kernel::{Action, Elements, Kernel, Observed, Scope},
     model::{Forward, Network, Port, PortKey, State},
     plan::Desired,
 };
@@ -25,6 +25,9 @@ const SHARE: u32 = 3;
 const MOST_CHANGES: usize = 20;
 /// How often rules are written at once while somebody else goes on changing them.
 const TRIES: u32 = 3;
+
+/// Records whose loss would change packet rules.
+const BROKEN: [&str; 4] = [super::NETWORK, super::PORT, super::FORWARD, super::GROUP];
 
 impl<K: Kernel> Reconciler<K> {
     /// Repairs what others change, until `stop`; `changed` says that something, somewhere, may have been.
@@ -126,11 +129,18 @@ impl<K: Kernel> Reconciler<K> {
         let observed = self.0.kernel.observe(&Scope::All).await?;
         let desired = self.read().desired.clone();
         self.warn_of_strays(&desired, &observed);
-        self.remove_deleted(&desired, &observed).await?;
+        self.keep_unexplained(&observed, writer);
+        let desired = self.desired();
+        // A disk that is full must not stop the rest: they are gone from the kernel, and are forgotten later.
+        if let Err(fault) = self.remove_deleted(&desired, &observed).await {
+            tracing::warn!(error = fault.chain(), "cannot forget what was deleted");
+        }
         // Without its rules in force no link may come up.
         let desired = self.desired();
         let rules = self.rules(&desired, &observed, writer).await;
-        self.settle_forwards(&desired, &rules).await?;
+        if let Err(fault) = self.settle_forwards(&desired, &rules).await {
+            tracing::warn!(error = fault.chain(), "cannot forget forwards that were deleted");
+        }
         let observed = self.0.kernel.observe(&Scope::Host).await?;
         for network in desired.networks.values().filter(|n| !n.deleting) {
             let result = match &rules {
@@ -208,11 +218,39 @@ impl<K: Kernel> Reconciler<K> {
         let strays = desired.strays(observed);
         const ABOUT: &str = "netd's mark and no record";
         let mut records = self.write();
-        records.warnings.retain(|warning| !warning.contains(ABOUT));
+        let known: Vec<_> = records.warnings.extract_if(.., |warning| warning.contains(ABOUT)).collect();
+        let recover = match self.any_broken() {
+            true => "its record may be one that cannot be read, see there",
+            false => "start netd with the --state-dir that made it, or put the backup of that folder back",
+        };
         for name in strays {
-            records.warnings.push(format!(
-                "link `{name}` has {ABOUT}, and is left alone: start netd with the --state-dir that made it, or remove it with `ip link delete {name}`"
-            ));
+            let warning = format!(
+                "link `{name}` has {ABOUT}, and is left alone: {recover}; or remove it with `ip link delete {name}`"
+            );
+            if !known.contains(&warning) {
+                tracing::error!(warning, "not ours to touch");
+            }
+            records.warnings.push(warning);
+        }
+    }
+
+    fn any_broken(&self) -> bool {
+        BROKEN.iter().any(|kind| self.0.store.has_broken(kind))
+    }
+
+    /// What the tables have at the start and no record explains belongs to records that cannot be read. Without such
+    /// records, and links without any, it is nobody's.
+    fn keep_unexplained(&self, observed: &Observed, writer: &super::Writer) {
+        let broken = self.any_broken();
+        let mut records = self.write();
+        if !broken && records.desired.strays(observed).is_empty() {
+            records.desired.kept = Elements::default();
+        } else if writer.digest.is_none()
+            && let Some(tables) = &observed.tables
+            && tables.instance.as_ref() == Some(&records.desired.instance)
+        {
+            records.desired.kept = Elements::default();
+            records.desired.kept = records.desired.unexplained(&tables.elements);
         }
     }
 

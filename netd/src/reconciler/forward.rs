@@ -58,7 +58,12 @@ impl<K: Kernel> Reconciler<K> {
         if !records.desired.networks.contains_key(&key.0) {
             return Err(network_not_found(&key.0));
         }
-        let forward = records.desired.forwards.get(key).ok_or_else(|| forward_not_found(key))?;
+        let id = || forward_resource(&key.0, &key.1);
+        let forward = records
+            .desired
+            .forwards
+            .get(key)
+            .ok_or_else(|| self.missing(super::FORWARD, &id(), forward_not_found(key)))?;
         Ok(view(&records, forward))
     }
 

@@ -60,7 +60,11 @@ impl<K: Kernel> Reconciler<K> {
     /// NOT_FOUND.
     pub fn group(&self, name: &Name) -> Result<GroupView, Fault> {
         let records = self.read();
-        let group = records.desired.groups.get(name).ok_or_else(|| group_not_found(name))?;
+        let group = records
+            .desired
+            .groups
+            .get(name)
+            .ok_or_else(|| self.missing(super::GROUP, name.as_str(), group_not_found(name)))?;
         Ok(view(&records.desired, group))
     }
 

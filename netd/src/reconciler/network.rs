@@ -42,7 +42,11 @@ impl<K: Kernel> Reconciler<K> {
     /// NOT_FOUND.
     pub fn network(&self, name: &Name) -> Result<NetworkView, Fault> {
         let records = self.read();
-        let network = records.desired.networks.get(name).ok_or_else(|| network_not_found(name))?;
+        let network = records
+            .desired
+            .networks
+            .get(name)
+            .ok_or_else(|| self.missing(super::NETWORK, name.as_str(), network_not_found(name)))?;
         Ok(self.view(&records, network))
     }
 
@@ -128,6 +132,7 @@ impl<K: Kernel> Reconciler<K> {
         if let Ok(existing) = self.network(&new.name) {
             return same_or_taken(existing, &new);
         }
+        self.0.store.check_broken(super::NETWORK, new.name.as_str())?;
         let observed = self.0.kernel.observe(&Scope::All).await?;
         let network = decide(new, &self.read().desired, &observed)?;
         if validate_only {
@@ -164,6 +169,8 @@ impl<K: Kernel> Reconciler<K> {
     async fn take_back(&self, network: Network, writer: &mut super::Writer) {
         let name = network.name.clone();
         let deleting = Network { deleting: true, ..network };
+        // Even if it cannot be recorded: a failed create is not to come up later.
+        self.write().desired.networks.insert(name.clone(), deleting.clone());
         let undone = async {
             self.put_network(&deleting).await?;
             self.lower(&[name], &[], writer).await

@@ -47,13 +47,11 @@ impl<K: Kernel> Reconciler<K> {
     pub fn port(&self, network: &Name, name: &Name) -> Result<PortView, Fault> {
         let records = self.read();
         if !records.desired.networks.contains_key(network) {
-            return Err(network_not_found(network));
+            return Err(self.missing(super::NETWORK, network.as_str(), network_not_found(network)));
         }
-        let port = records
-            .desired
-            .ports
-            .get(&(network.clone(), name.clone()))
-            .ok_or_else(|| port_not_found(network, name))?;
+        let port = records.desired.ports.get(&(network.clone(), name.clone())).ok_or_else(|| {
+            self.missing(super::PORT, &port_resource(network, name), port_not_found(network, name))
+        })?;
         Ok(view(&records, port))
     }
 
@@ -111,6 +109,8 @@ impl<K: Kernel> Reconciler<K> {
         };
         if let Err(fault) = raised.await {
             let deleting = Port { deleting: true, ..port };
+            // Even if it cannot be recorded: a failed create is not to come up later.
+            self.write().desired.ports.insert(deleting.key(), deleting.clone());
             if let Err(undo) = self.lower_port(&deleting, &mut writer).await {
                 tracing::error!(
                     port = deleting.resource(),
@@ -266,7 +266,8 @@ impl<K: Kernel> Reconciler<K> {
             let others = || ports_of(&records.desired, &new.network);
             let mac = alloc::port_mac(&resource, new.spec.mac, others())?;
             alloc::check_names(&new.name, &new.spec, others())?;
-            let reserved = reservations_of(&records.desired, &new.network);
+            let kept = records.desired.kept_addresses(network);
+            let reserved = reservations_of(&records.desired, &new.network).chain(&kept);
             let chosen = alloc::addresses(network, (&new.name, mac), &new.spec, others(), reserved)?;
             let taken: BTreeSet<IfName> = records.desired.ports.values().map(|p| p.tap.clone()).collect();
             (mac, chosen, profile, taken)

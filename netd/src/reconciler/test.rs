@@ -271,6 +271,7 @@ fn fixture() -> (TempDir, FakeKernel, Process) {
     (dir, kernel, process)
 }
 
+mod broken;
 mod events;
 mod failing;
 mod forwarding;

@@ -1,19 +1,21 @@
 //! How the log is kept in the store, and what its opening makes of it.
 
 use super::{BEHIND, Event, EventKind, EventLog, Inner, KEPT, Log, News, Pending, Told};
-use crate::{store::Broken, time::Timestamp};
-use rusqlite::{Connection, Transaction, params};
+use crate::{
+    fault::Fault,
+    store::{Broken, Op, Rows},
+    time::Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
-    fs,
     sync::{Arc, Mutex},
 };
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
 /// Kind of the records of events.
-const EVENT: &str = "event";
+pub(crate) const EVENT: &str = "event";
 /// Kind of the records of lives.
 const LIFE: &str = "life";
 /// Events that are written at most before the disk is waited for.
@@ -42,63 +44,49 @@ pub(crate) struct Numbered {
     floor: bool,
 }
 
+/// Whether records of this kind are the log's.
+pub(crate) fn is_kind(kind: &str) -> bool {
+    [EVENT, LIFE].contains(&kind)
+}
+
 /// Sorts as the number does.
 fn id(revision: i64) -> String {
     format!("{revision:020}")
 }
 
-fn put(
-    transaction: &Transaction<'_>,
-    kind: &str,
-    revision: i64,
-    document: &impl Serialize,
-) -> rusqlite::Result<()> {
-    let document =
-        serde_json::to_string(document).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))?;
-    let sql = "INSERT INTO o (kind, id, doc) VALUES (?1, ?2, ?3) ON CONFLICT (kind, id) DO UPDATE SET doc = excluded.doc";
-    transaction.prepare_cached(sql)?.execute(params![kind, id(revision), document])?;
-    Ok(())
-}
-
 /// What was read of a kind, by revision; `None`: it cannot be read.
 fn rows<T: for<'a> Deserialize<'a>>(
-    connection: &Connection,
+    stored: &Rows,
     kind: &str,
     broken: &mut Vec<Broken>,
-) -> rusqlite::Result<Vec<(i64, Option<T>)>> {
-    let mut statement = connection
-        .prepare("SELECT CAST(id AS BLOB), CAST(doc AS BLOB) FROM o WHERE kind = ?1 ORDER BY id")?;
-    let rows =
-        statement.query_map([kind], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+) -> Vec<(i64, Option<T>)> {
     let mut found = Vec::new();
-    for row in rows {
-        let (name, document) = row?;
-        let name = String::from_utf8(name).unwrap_or_default();
+    let from = (kind.to_owned(), String::new());
+    for ((_, name), row) in stored.range(from..).take_while(|((is, _), _)| is == kind) {
         let Ok(revision) = name.parse() else {
-            broken
-                .push(Broken { id: String::new(), why: format!("`{}` is no revision", name.escape_debug()) });
+            let why = format!("`{}` is no revision", name.escape_debug());
+            broken.push(Broken { id: String::new(), why });
             continue;
         };
-        let record = serde_json::from_slice(&document);
-        if let Err(error) = &record {
-            broken.push(Broken { id: name, why: error.to_string() });
+        let record = match row.record() {
+            Some(record) => serde_json::from_str(record).map_err(|error| error.to_string()),
+            None => Err(row.why.clone().unwrap_or_default()),
+        };
+        if let Err(why) = &record {
+            broken.push(Broken { id: name.clone(), why: why.clone() });
         }
         found.push((revision, record.ok()));
     }
-    Ok(found)
+    found
 }
 
-/// Reads the log, and begins a life.
-pub(crate) fn opened(connection: &mut Connection) -> rusqlite::Result<EventLog> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    opened_in(connection, boot.trim())
-}
-
-pub(super) fn opened_in(connection: &mut Connection, boot: &str) -> rusqlite::Result<EventLog> {
+/// Reads the log, and begins a life: what has to be written for that. `boot` is the host's boot id; `restored`: the
+/// store was damaged, and events may be missing.
+pub(crate) fn opened(stored: &Rows, boot: &str, restored: bool) -> Result<(EventLog, Vec<Op>), Fault> {
     let mut broken = Vec::new();
-    let events: Vec<(i64, Option<Event>)> = rows(connection, EVENT, &mut broken)?;
+    let events: Vec<(i64, Option<Event>)> = rows(stored, EVENT, &mut broken);
     let mut lives: Vec<Life> =
-        rows(connection, LIFE, &mut broken)?.into_iter().filter_map(|(_, life)| life).collect();
+        rows(stored, LIFE, &mut broken).into_iter().filter_map(|(_, life)| life).collect();
     let before = lives.last();
     let newest = events.iter().map(|(revision, _)| *revision).max().unwrap_or(0);
     let next = (newest + 1).max(before.map_or(1, |life| life.first));
@@ -107,24 +95,26 @@ pub(super) fn opened_in(connection: &mut Connection, boot: &str) -> rusqlite::Re
     let oldest = events.first().map_or(1, |(revision, _)| *revision);
     let floor = before.map_or(oldest, |life| life.floor).max(unread.unwrap_or(1));
     let in_order = matches!(events.last(), Some((_, Some(last))) if last.kind == EventKind::Stopped);
-    let lossy =
-        before.is_some_and(|life| life.boot != boot && !in_order) || broken.iter().any(|b| b.id.is_empty());
+    let lossy = restored
+        || before.is_some_and(|life| life.boot != boot && !in_order)
+        || broken.iter().any(|b| b.id.is_empty());
     let first = if lossy { next + LEAP } else { next };
     let floor = if lossy { first } else { floor }.max(first - KEPT);
     let epoch = format!("{:08x}", Uuid::new_v4().as_fields().0);
     let kept = events.into_iter().filter_map(|(_, event)| event).map(Arc::new).collect::<VecDeque<_>>();
-    let transaction = connection.transaction()?;
+    let mut ops = Vec::new();
     // No position of a life is of use whose successor began before all that is told in full.
     while lives.get(1).is_some_and(|next| next.first < floor) {
         let gone = lives.remove(0);
-        transaction.execute("DELETE FROM o WHERE kind = ?1 AND id = ?2", params![LIFE, id(gone.first)])?;
+        ops.push(Op::delete(LIFE, id(gone.first)));
     }
     // A life that told nothing is followed by one that begins where it did.
     lives.retain(|life| life.first < first);
     lives.push(Life { epoch, first, floor, boot: boot.to_owned() });
     let life = lives.last();
-    life.map_or(Ok(()), |life| put(&transaction, LIFE, first, life))?;
-    transaction.commit()?;
+    if let Some(life) = life {
+        ops.push(Op::put(LIFE, id(first), life)?);
+    }
     let log = Log {
         kept,
         waiting: VecDeque::new(),
@@ -134,7 +124,8 @@ pub(super) fn opened_in(connection: &mut Connection, boot: &str) -> rusqlite::Re
         floor_unwritten: false,
         unsynced: 0,
     };
-    Ok(EventLog(Arc::new(Inner { log: Mutex::new(log), feed: broadcast::channel(BEHIND).0, broken })))
+    let inner = Inner { log: Mutex::new(log), feed: broadcast::channel(BEHIND).0, broken };
+    Ok((EventLog(Arc::new(inner)), ops))
 }
 
 impl EventLog {
@@ -145,16 +136,19 @@ impl EventLog {
         log.unsynced != 0
     }
 
-    /// Writes events with the numbers that they will have, and removes those that are too old. Only the store's
-    /// thread calls this and what follows it.
-    pub(crate) fn write(&self, transaction: &Transaction<'_>, news: &[News]) -> rusqlite::Result<Numbered> {
+    /// Numbers events as they will be if their transaction is committed: what has to be written, and up to which id
+    /// they are too old to be kept. Only the store's thread calls this and what follows it.
+    pub(crate) fn number(&self, news: &[News]) -> Result<(Numbered, Vec<Op>, String), Fault> {
         let (next, life) = {
             let log = self.lock();
             (log.next, log.lives.last().cloned().map(|life| (life, log.floor_unwritten)))
         };
-        let Some((life, floor)) = life else { return Ok(Numbered { events: Vec::new(), floor: false }) };
+        let Some((life, floor)) = life else {
+            return Ok((Numbered { events: Vec::new(), floor: false }, Vec::new(), String::new()));
+        };
+        let mut ops = Vec::new();
         if floor {
-            put(transaction, LIFE, life.first, &life)?;
+            ops.push(Op::put(LIFE, id(life.first), &life)?);
         }
         let number = |(revision, news): (i64, &News)| Event {
             revision,
@@ -166,13 +160,10 @@ impl EventLog {
         };
         let events: Vec<_> = (next..).zip(news).map(number).collect();
         for event in &events {
-            put(transaction, EVENT, event.revision, event)?;
+            ops.push(Op::put(EVENT, id(event.revision), event)?);
         }
-        if let Some(last) = events.last() {
-            let sql = "DELETE FROM o WHERE kind = ?1 AND id <= ?2";
-            transaction.prepare_cached(sql)?.execute(params![EVENT, id(last.revision - KEPT)])?;
-        }
-        Ok(Numbered { events, floor })
+        let too_old = events.last().map_or_else(String::new, |last| id((last.revision - KEPT).max(0)));
+        Ok((Numbered { events, floor }, ops, too_old))
     }
 
     /// Takes over events whose transaction was committed.

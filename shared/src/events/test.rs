@@ -1,5 +1,5 @@
-use super::{record::opened_in, *};
-use crate::store::{Op, Store};
+use super::*;
+use crate::store::{Op, Store, lock};
 use proptest::prelude::*;
 use rusqlite::Connection;
 use std::path::Path;
@@ -20,8 +20,16 @@ async fn open(dir: &Path) -> Store {
 }
 
 /// Opens a log as after a start of the host.
-fn opened_after_boot(dir: &Path, boot: &str) -> EventLog {
-    opened_in(&mut Connection::open(dir.join("state.sqlite")).unwrap(), boot).unwrap()
+async fn opened_after_boot(dir: &Path, boot: &str) -> EventLog {
+    closed(dir).await;
+    Store::open_in(dir, boot).unwrap().events().clone()
+}
+
+/// Returns when nobody has the store any more.
+async fn closed(dir: &Path) {
+    while lock(dir).is_err() {
+        tokio::task::yield_now().await;
+    }
 }
 
 fn revisions(events: &[Arc<Event>]) -> Vec<i64> {
@@ -136,7 +144,7 @@ async fn a_position_of_another_history_is_known_as_such() {
     let shared_past = store.events().present();
     drop(store);
     // A backup, which is put back after the log went on.
-    drop(open(dir.path()).await);
+    closed(dir.path()).await;
     std::fs::copy(dir.path().join("state.sqlite"), other.path().join("state.sqlite")).unwrap();
     let store = open(dir.path()).await;
     drop(store.commit_telling(vec![], news(10)).await.unwrap());
@@ -163,14 +171,14 @@ async fn after_a_crash_of_the_host_no_number_is_used_again_and_all_before_is_gon
     let before = store.events().present();
     drop(store);
     drop(open(dir.path()).await);
-    let log = opened_after_boot(dir.path(), "another boot");
+    let log = opened_after_boot(dir.path(), "another boot").await;
     assert!(log.present().revision >= 10 + 256, "more than may have been told and not written");
     assert_eq!(log.watch(&before).unwrap_err().reason(), "EVENTS_GONE");
     assert_eq!(log.watch(&at(10)).unwrap_err().reason(), "EVENTS_GONE");
     assert_eq!(all(&log).len(), 10, "what there is is shown all the same");
     assert!(log.watch(&log.present()).unwrap().kept.is_empty());
     // The same boot again: nothing can have been lost.
-    let again = opened_after_boot(dir.path(), "another boot");
+    let again = opened_after_boot(dir.path(), "another boot").await;
     assert!(again.watch(&at(log.present().revision)).is_ok());
     assert_eq!(again.watch(&at(10)).unwrap_err().reason(), "EVENTS_GONE", "still");
 }
@@ -184,7 +192,7 @@ async fn an_orderly_end_of_daemon_and_host_loses_nothing() {
     drop(store.commit_telling(vec![], end).await.unwrap());
     let before = store.events().present();
     drop(store);
-    let log = opened_after_boot(dir.path(), "another boot");
+    let log = opened_after_boot(dir.path(), "another boot").await;
     assert_eq!((log.present().revision, log.watch(&before).unwrap().kept.len()), (11, 0));
 }
 
@@ -195,11 +203,11 @@ async fn events_that_cannot_be_written_end_watches_and_nobody_resumes_over_them(
     drop(store.commit_telling(vec![], news(3)).await.unwrap());
     let before = store.events().present();
     let mut watch = store.events().watch(&before).unwrap();
-    let other = Connection::open(dir.path().join("state.sqlite")).unwrap();
-    other.execute_batch("ALTER TABLE o RENAME TO away").unwrap();
+    let (file, away) = (dir.path().join("state.sqlite"), dir.path().join("away"));
+    std::fs::rename(&file, &away).unwrap();
     store.tell(vec![], news(1));
     assert!(store.commit_telling(vec![], news(1)).await.is_err());
-    other.execute_batch("ALTER TABLE away RENAME TO o").unwrap();
+    std::fs::rename(&away, &file).unwrap();
     assert_eq!(next(&mut watch), Some(-1), "told that something is missing");
     assert_eq!(store.events().watch(&before).unwrap_err().reason(), "EVENTS_GONE");
     drop(store.commit_telling(vec![], news(1)).await.unwrap());
@@ -217,11 +225,11 @@ async fn a_record_that_cannot_be_read_is_a_gap_and_named() {
     let store = open(dir.path()).await;
     drop(store.commit_telling(vec![], news(9)).await.unwrap());
     drop(store);
-    drop(open(dir.path()).await);
+    closed(dir.path()).await;
     let id = format!("{:020}", 5);
     Connection::open(dir.path().join("state.sqlite"))
         .unwrap()
-        .execute("UPDATE o SET doc = 'x' WHERE kind = 'event' AND id = ?1", [&id])
+        .execute("UPDATE record SET doc = 'x' WHERE kind = 'event' AND id = ?1", [&id])
         .unwrap();
     let store = open(dir.path()).await;
     assert_eq!(store.events().broken()[0].id, id);
@@ -280,7 +288,7 @@ proptest! {
                         drop(store);
                         drop(open(dir.path()).await);
                         boot += 1;
-                        drop(opened_after_boot(dir.path(), &format!("{boot}")));
+                        drop(opened_after_boot(dir.path(), &format!("{boot}")).await);
                         store = open(dir.path()).await;
                     }
                     _ => positions.push(store.events().present()),

@@ -32,17 +32,18 @@ struct Segment {
 }
 
 impl Ring {
-    /// Opens the ring `name` in `folder`, which is made if missing. A segment holds about `segment` bytes.
+    /// Opens the ring `name` in `folder`, which is made if missing. A segment holds about `segment` bytes. On a disk that
+    /// is full or read-only it has what there is, and loses what is added until there is room.
     ///
     /// # Errors
     /// What the file system said.
     pub fn open(folder: &Path, name: &'static str, segment: u64) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
+        tolerate(fs::create_dir_all(folder))?;
         let mut found = Vec::new();
-        for entry in fs::read_dir(folder)? {
+        for entry in tolerate(fs::read_dir(folder).map(Some))?.into_iter().flatten() {
             let path = entry?.path();
             if let Some(base) = path.file_name().and_then(|file| base_of(file.to_str()?, name)) {
-                let file = options().open(&path)?;
+                let file = options().open(&path).or_else(|_| File::open(&path))?;
                 found.push(Segment { base, len: file.metadata()?.len(), file, path });
             }
         }
@@ -95,6 +96,7 @@ impl Ring {
             .is_none_or(|last| last.len >= self.segment || last.base + last.len != self.end)
         {
             let path = self.folder.join(format!("{}.{:020}", self.name, self.end));
+            fs::create_dir_all(&self.folder)?;
             let file = options().truncate(true).create(true).open(&path)?;
             self.segments.push_back(Segment { base: self.end, len: 0, file, path });
             self.discard();
@@ -133,6 +135,17 @@ impl Ring {
             }
         }
         (offset.max(self.end), Vec::new())
+    }
+}
+
+/// Passes over what a full or read-only disk refuses.
+fn tolerate<T: Default>(result: io::Result<T>) -> io::Result<T> {
+    use io::ErrorKind::{NotFound, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match result {
+        Err(error) if matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | NotFound) => {
+            Ok(T::default())
+        }
+        result => result,
     }
 }
 

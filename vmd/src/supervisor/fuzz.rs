@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     convert,
     fuzz::{self, Outcome},
+    ports::KIND_PORT,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -39,6 +40,8 @@ pub fn vmd_records(data: &[u8]) -> Outcome {
             document.get(KIND_RUN).is_some_and(|run| serde_json::from_value::<Run>(run.clone()).is_err());
         for kind in KINDS {
             let id = if kind == KIND_PORT { "networks/lan/ports/web-0" } else { "web" };
+            // One of an earlier input that could not be read.
+            let _ = runtime.block_on(store.forget(&format!("{kind} {id}")));
             ops.push(match document.get(kind) {
                 Some(record) => Op::put(kind, id, record).map_err(|fault| fault.chain())?,
                 None => Op::delete(kind, id),

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     model::{Nic, NicModel},
-    ports::FakePorts,
+    ports::{FakePorts, KIND_PORT, PortRecord},
 };
 use clap::Parser as _;
 use futures_util::FutureExt as _;
@@ -107,7 +107,9 @@ async fn a_machine_with_a_broken_record_is_left_alone_with_its_ports() {
         let state = load(&context.store).await.unwrap();
         assert!(state.records.is_empty(), "{kind}: a second QEMU could be started");
         assert!(state.orphans.is_empty(), "{kind}: a running guest would lose its port");
-        assert_eq!((state.broken.len(), state.runs), (1, runs));
+        assert_eq!((context.store.has_broken(kind), state.runs), (true, runs));
+        let refused = context.store.commit(vec![Op::put(kind, "web", &0).unwrap()]).await.unwrap_err();
+        assert_eq!(refused.reason(), "BROKEN_RECORD");
     }
 }
 
