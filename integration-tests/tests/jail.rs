@@ -1,12 +1,23 @@
 //! What a QEMU that its guest has taken over can reach: nothing of the host.
 
 use integration_tests::{
-    host::{SUBORDINATE_IDS, TestHost, VMD_UID},
-    machine::CMDLINE,
-    wait,
+    host::{SUBORDINATE_IDS, TestHost, VMD_UID, program_path},
+    machine::{CMDLINE, Console},
+    netns, wait,
 };
-use serde_json::Value;
-use std::{collections::BTreeSet, fs};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            fs::PermissionsExt as _,
+            net::{SocketAddr, UnixDatagram, UnixStream},
+        },
+    },
+};
 
 /// Layers that hold on any Linux of today; a cgroup needs more than a kernel.
 const LAYERS: [&str; 8] =
@@ -116,4 +127,197 @@ fn two_machines_have_nothing_of_the_host_and_nothing_of_each_other() {
     }
     assert_eq!(host.machines(), Vec::<u32>::new());
     assert!(uids.iter().all(|uid| *uid != VMD_UID));
+}
+
+/// A program in QEMU's place that attacks all it is told of; what it wrote.
+fn attack(host: &TestHost, other: u64) -> String {
+    let letterbox = host.path("letterbox");
+    let _open = UnixDatagram::bind(&letterbox).expect("socket");
+    fs::set_permissions(&letterbox, fs::Permissions::from_mode(0o777)).expect("mode");
+    let name = format!("kvt-{}", letterbox.replace('/', "-"));
+    let address = SocketAddr::from_abstract_name(&name).expect("address");
+    let _abstract = host.netns.enter(|| UnixDatagram::bind_addr(&address)).expect("socket");
+    let words = format!(
+        "vmd={} other={other} disk={} state={} run={} socket={letterbox} netd={} abstract={name}",
+        host.vmd_pid(),
+        host.path("disk.img"),
+        host.path("vmd-state/state.db"),
+        host.path("vmd-run/vms"),
+        host.path("netd.sock"),
+    );
+    let kernel = host.path("vmlinuz");
+    let create = ["vm", "create", "mallory", "--kernel", &kernel, "--network", "n", "--cmdline", &words];
+    assert_eq!(host.kvmctl(&create).code, 0);
+    // Without anything around it, it gets far: what it says below is not for want of trying.
+    let control = netns::output(host.netns.command("setpriv").args([
+        "--reuid",
+        &VMD_UID.to_string(),
+        "--regid",
+        &VMD_UID.to_string(),
+        "--clear-groups",
+        &host.path("escape"),
+        "-append",
+        // It would stop vmd by ptrace, as the same user.
+        words.split_once(' ').expect("words").1,
+    ]));
+    let control = String::from_utf8_lossy(&control.stderr).into_owned();
+    for possible in [
+        "open-passwd",
+        "list-proc",
+        "socket-tcp",
+        "fork",
+        "send-to-vmds-socket",
+        "send-to-hosts-abstract-socket",
+    ] {
+        assert!(control.contains(&format!("PROBE {possible} ESCAPED")), "{possible}\n{control}");
+    }
+    let refused = host.kvmctl(&["vm", "start", "mallory"]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    let log = fs::read_dir(host.path("vmd-state/vms/mallory")).expect("log").flatten();
+    let log = log.filter(|entry| entry.file_name().to_string_lossy().starts_with("qemu"));
+    log.map(|entry| fs::read_to_string(entry.path()).expect("log")).collect()
+}
+
+/// How many attempts were denied, and those that were not.
+fn count(report: &str) -> (usize, Vec<&str>) {
+    let attempts = report.lines().filter(|line| line.starts_with("PROBE "));
+    let (denied, escaped): (Vec<_>, Vec<_>) =
+        attempts.partition(|line| line.split(' ').nth(2) == Some("denied"));
+    assert!(report.contains(&format!("DONE {}\n", denied.len() + escaped.len())), "{report}");
+    (denied.len(), escaped)
+}
+
+/// A host whose vmd starts the program that attacks; what was started before goes on.
+fn with_attacker(host: &mut TestHost) {
+    let escape = host.path("escape");
+    fs::copy(program_path("escape"), &escape).expect("copy");
+    host.qemu = Some(escape);
+}
+
+#[test]
+fn attempts_to_escape_are_denied() {
+    let mut host = TestHost::with_vmd();
+    host.ok("network create n --mode isolated");
+    fs::write(host.path("disk.img"), [0; 4096]).expect("disk");
+    fs::set_permissions(host.path("disk.img"), fs::Permissions::from_mode(0o666)).expect("mode");
+    let other = pid(&start(&host, "other"));
+    host.kill_vmd();
+    with_attacker(&mut host);
+    host.start_vmd();
+    let report = attack(&host, other);
+    let (denied, escaped) = count(&report);
+    println!("{denied} attempts to escape denied, {} not", escaped.len());
+    assert!(escaped.is_empty(), "{escaped:#?}\n{report}");
+    assert!(denied >= 100, "{denied}");
+    // Standard ones, two monitors, the serial port, the tap; 3 was the gate.
+    let descriptors = report.lines().find_map(|line| line.strip_prefix("DESCRIPTORS ")).expect("descriptors");
+    assert_eq!(descriptors, "0 1 2 4 5 6 7");
+    assert_eq!(vm(&host, "other")["status"]["state"], "running");
+    host.ok("vm stop other --force");
+}
+
+/// A monitor of a machine, as root may open it.
+fn monitor(host: &TestHost, name: &str) -> impl FnMut(Value) -> Option<Value> + use<> {
+    let socket = UnixStream::connect(host.path(&format!("vmd-run/vms/{name}/qmp1"))).expect("monitor");
+    socket.set_read_timeout(Some(wait::PATIENCE)).expect("timeout");
+    let mut lines = BufReader::new(socket.try_clone().expect("socket")).lines();
+    let mut ask = move |command: Value| {
+        writeln!(&socket, "{command}").ok()?;
+        // The greeting and events are between answers.
+        lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let answer: Value = serde_json::from_str(&line).expect("JSON");
+            (answer.get("return").or(answer.get("error")).is_some()).then_some(answer)
+        })
+    };
+    ask(json!({"execute": "qmp_capabilities"})).expect("answer");
+    ask
+}
+
+#[test]
+fn a_qemu_that_is_told_to_open_files_and_programs_of_the_host_does_not() {
+    let mut host = TestHost::with_vmd();
+    host.ok("network create n --mode isolated");
+    let kernel = host.path("vmlinuz");
+    // Only vmd's user may read it: QEMU, another user, still boots it.
+    fs::set_permissions(&kernel, fs::Permissions::from_mode(0o600)).expect("mode");
+    std::os::unix::fs::chown(&kernel, Some(VMD_UID), None).expect("owner");
+    fs::write(host.path("disk.img"), [0; 4096]).expect("disk");
+    fs::set_permissions(host.path("disk.img"), fs::Permissions::from_mode(0o666)).expect("mode");
+    host.vmd_arguments.push("--require-containment".into());
+    host.kill_vmd();
+    host.start_vmd();
+    let machine = start(&host, "a");
+    let mut console = {
+        wait::until("a to be up", || host.ok("vm log a").contains("GUEST READY a").then_some(()));
+        Console::attach(&host, "a")
+    };
+    let mut ask = monitor(&host, "a");
+    let disk = host.path("disk.img");
+    let sockets = host.path("netd.sock");
+    let mut denied = 0;
+    for (file, writable) in [
+        ("/etc/passwd", false),
+        ("/etc/hostname", false),
+        (disk.as_str(), true),
+        ("/proc/self/maps", false),
+        ("/dev/mem", false),
+        ("/kernel", true),
+    ] {
+        let node = json!({"driver": "file", "node-name": format!("n{denied}"), "filename": file,
+                          "read-only": !writable, "auto-read-only": false});
+        let answer = ask(json!({"execute": "blockdev-add", "arguments": node})).expect("answer");
+        println!("blockdev-add of {file}: {}", answer["error"]["desc"]);
+        assert!(answer["error"]["desc"].is_string(), "{file}: {answer}");
+        denied += 1;
+    }
+    for (what, chardev) in [
+        (
+            "a socket of netd",
+            json!({"type": "socket", "data": {"addr": {"type": "unix", "data": {"path": sockets}},
+                                    "server": false}}),
+        ),
+        (
+            "a port of the host",
+            json!({"type": "socket", "data": {"server": false,
+                                      "addr": {"type": "inet", "data": {"host": "127.0.0.1", "port": "22"}}}}),
+        ),
+        ("a file of the host", json!({"type": "file", "data": {"out": "/tmp/x"}})),
+        ("a terminal", json!({"type": "pty", "data": {}})),
+    ] {
+        let arguments = json!({"id": format!("c{denied}"), "backend": chardev});
+        let answer = ask(json!({"execute": "chardev-add", "arguments": arguments})).expect("answer");
+        println!("chardev-add of {what}: {}", answer["error"]["desc"]);
+        assert!(answer["error"]["desc"].is_string(), "{what}: {answer}");
+        denied += 1;
+    }
+    let tap = json!({"type": "tap", "id": "t", "ifname": "kvp-other", "script": "no", "downscript": "no"});
+    let answer = ask(json!({"execute": "netdev_add", "arguments": tap})).expect("answer");
+    println!("netdev_add of a tap by name: {}", answer["error"]["desc"]);
+    assert!(answer["error"]["desc"].is_string(), "{answer}");
+    denied += 1;
+    // The guest has noticed nothing.
+    console.ok("true");
+    assert_eq!(pid(&vm(&host, "a")), pid(&machine));
+    let uri = json!({"uri": "exec:touch /tmp/kvt-migrated"});
+    let answer = ask(json!({"execute": "migrate", "arguments": uri}));
+    println!("{denied} denied by QMP; migrate exec: {answer:?}");
+    assert!(!std::path::Path::new("/tmp/kvt-migrated").exists());
+    match answer {
+        // Refused, and the guest goes on.
+        Some(answer) => {
+            assert!(answer["error"]["desc"].is_string(), "{answer}");
+            console.ok("true");
+            host.ok("vm stop a --force");
+        }
+        // QEMU's own filter kills it at the attempt, which the machine says.
+        None => {
+            let error = wait::until("the end to be noticed", || {
+                let status = vm(&host, "a")["status"].clone();
+                (status["state"] == "failed").then(|| status["error"].clone())
+            });
+            println!("after migrate exec: {error}");
+            assert!(error.as_str().is_some_and(|error| error.contains("signal 31")), "{error}");
+        }
+    }
+    assert_eq!(host.machines(), Vec::<u32>::new());
 }
