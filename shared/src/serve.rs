@@ -91,7 +91,6 @@ pub async fn serve_within(
         .http2_max_pending_accept_reset_streams(Some(limits.resets))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_connection_age(limits.connection_age)
         // Outermost: nothing of a call that is refused for its limits is looked at further.
         .layer(guard)
         // Then whether the caller may.

@@ -33,8 +33,6 @@ pub struct Limits {
     pub keepalive: Duration,
     /// How long the client has to answer that.
     pub keepalive_answer: Duration,
-    /// After so long a client is told to connect again; its calls go on. So no idle connection stays for ever.
-    pub connection_age: Duration,
     /// Bytes of a message of a client.
     pub message: usize,
     /// Bytes of all headers of a request.
@@ -61,7 +59,6 @@ impl Default for Limits {
             refusals: 64,
             keepalive: Duration::from_secs(20),
             keepalive_answer: Duration::from_secs(10),
-            connection_age: Duration::from_secs(3600),
             message: 1 << 20,
             headers: 64 << 10,
             resets: 20,
