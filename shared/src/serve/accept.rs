@@ -82,7 +82,7 @@ impl Door {
             Ok(slot) => {
                 let admitted = Admitted { info, uid, refused: None, close: CancellationToken::new() };
                 let place = Place::Taken { _slot: slot };
-                Some(Connection::new(stream, admitted, place, self.limits.handshake))
+                Some(Connection::new(stream, admitted, place, (self.limits.handshake, self.limits.unread())))
             }
             Err(full) => {
                 let permit = Arc::clone(&self.refusals).try_acquire_owned().ok()?;
@@ -97,7 +97,7 @@ impl Door {
         let uid = info.as_ref().map_or(u32::MAX, |peer| peer.uid);
         let deadline = if permit.is_some() { self.limits.refusal } else { SHORT_REFUSAL };
         let admitted = Admitted { info, uid, refused: Some(Arc::new(why)), close: CancellationToken::new() };
-        Connection::new(stream, admitted, Place::Refused { _permit: permit }, deadline)
+        Connection::new(stream, admitted, Place::Refused { _permit: permit }, (deadline, deadline))
     }
 
     /// Says it once, however long it goes on.

@@ -53,15 +53,24 @@ pub(super) struct Connection {
     deadline: Option<Pin<Box<Sleep>>>,
     /// Bytes of the preface that are still to come.
     missing: usize,
+    /// How long the socket may be full, and until when, if it is.
+    patience: Duration,
+    full: Option<Pin<Box<Sleep>>>,
     _place: Place,
 }
 
 impl Connection {
-    /// Holds `stream`, which has `deadline` to begin; one that is refused has it for everything.
-    pub fn new(stream: PeerStream, admitted: Admitted, place: Place, deadline: Duration) -> Self {
+    /// Holds `stream`, which has `deadline` to begin; one that is refused has it for everything. Who leaves the socket full
+    /// for `patience` is cut off: hyper's own keepalive ends such a connection only after a last frame that finds no room.
+    pub fn new(
+        stream: PeerStream,
+        admitted: Admitted,
+        place: Place,
+        (deadline, patience): (Duration, Duration),
+    ) -> Self {
         let closed = Box::pin(admitted.close.clone().cancelled_owned());
         let deadline = Some(Box::pin(sleep(deadline)));
-        Self { stream, admitted, closed, deadline, missing: PREFACE, _place: place }
+        Self { stream, admitted, closed, deadline, missing: PREFACE, patience, full: None, _place: place }
     }
 
     /// Whether it may go on. Asked on each way in, as HTTP/2 reads nothing while it cannot write.
@@ -104,7 +113,17 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if written.is_ready() {
+            self.full = None;
+            return written;
+        }
+        let patience = self.patience;
+        let full = self.full.get_or_insert_with(|| Box::pin(sleep(patience)));
+        if full.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing")));
+        }
+        Poll::Pending
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.check(cx)?;

@@ -90,6 +90,12 @@ impl Limits {
         self
     }
 
+    /// How long a client may read nothing at all from its socket, once that is full: as long as it may leave a ping
+    /// unanswered.
+    pub(super) fn unread(&self) -> Duration {
+        self.keepalive + self.keepalive_answer
+    }
+
     /// How long a call of this path may take.
     pub(super) fn call(&self, path: &str) -> Duration {
         LONG_CALLS.iter().find(|(long, _)| *long == path).map_or(self.call, |(_, duration)| *duration)

@@ -343,6 +343,45 @@ async fn who_does_not_read_is_cut_off_and_who_reads_is_not() {
 }
 
 #[tokio::test]
+async fn who_leaves_the_socket_full_is_cut_off() {
+    let short = Duration::from_millis(100);
+    let served = Served::new(Limits { keepalive: short, keepalive_answer: short, ..Limits::default() });
+    // A stream that fills the socket: the client's windows are larger than that.
+    let mut settings =
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff".to_vec();
+    settings.extend(b"\0\0\x04\x08\0\0\0\0\0\x7f\0\0\0");
+    let field = |name: &str, value: &str| {
+        let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        [&[0][..], &text(name), &text(value)].concat()
+    };
+    let headers = [
+        field(":method", "POST"),
+        field(":scheme", "http"),
+        field(":path", "/test.Odd/Talk"),
+        field(":authority", "localhost"),
+        field("content-type", "application/grpc"),
+        field("te", "trailers"),
+    ]
+    .concat();
+    let mut stream = UnixStream::connect(served.path()).await.unwrap();
+    stream.write_all(&settings).await.unwrap();
+    stream.write_all(&[0, 0, u8::try_from(headers.len()).unwrap(), 1, 4, 0, 0, 0, 1]).await.unwrap();
+    stream.write_all(&headers).await.unwrap();
+    // An empty message, the end of the call.
+    stream.write_all(&[0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0]).await.unwrap();
+    // Nothing is read until the other side has gone.
+    let gone = async {
+        while !stream.ready(tokio::io::Interest::WRITABLE).await.unwrap().is_write_closed() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(CEILING, gone).await.expect("the connection is held open");
+    let mut heard = Vec::new();
+    let _ = stream.read_to_end(&mut heard).await;
+    assert!(heard.len() > 64 << 10, "the socket was not full: {} bytes", heard.len());
+}
+
+#[tokio::test]
 async fn at_the_end_what_is_open_gets_an_answer() {
     let served = Served::new(Limits { ending: Duration::from_millis(100), ..Limits::default() });
     let mut tasks = waiting(&served, 1).await;
