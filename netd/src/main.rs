@@ -87,14 +87,20 @@ async fn run(config: Config) -> Result<(), Fault> {
     steps::serving();
     let bound = Bound::bind(&config.socket, group)?;
     tracing::info!(socket = %config.socket.display(), instance = reconciler.instance(), "netd is ready");
-    let repair = tokio::spawn({
+    let repair = tokio::spawn(shutdown::keep_up("repair", stop.clone(), {
         let (reconciler, stop) = (reconciler.clone(), stop.clone());
-        async move { reconciler.run(changed, stop).await }
-    });
-    let looked_after = tokio::spawn({
+        move || {
+            let (reconciler, changed, stop) = (reconciler.clone(), Arc::clone(&changed), stop.clone());
+            async move { reconciler.run(changed, stop).await }
+        }
+    }));
+    let looked_after = tokio::spawn(shutdown::keep_up("services", stop.clone(), {
         let stop = stop.clone();
-        async move { engine.run(stop).await }
-    });
+        move || {
+            let (engine, stop) = (Arc::clone(&engine), stop.clone());
+            async move { engine.run(stop).await }
+        }
+    }));
     let routes = server::routes(reconciler.clone(), access, stop.clone());
     let served = serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, stop.clone()).await;
     stop.cancel();
