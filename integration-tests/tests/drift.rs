@@ -162,7 +162,7 @@ fn what_was_changed_is_told_and_kept_over_a_restart() {
     let mut host = TestHost::new();
     host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
     let (tap, mac) = host.port("n", "p");
-    let mut follow = host.kvmctl_command(&["events", "--follow", "-o", "json"]);
+    let mut follow = host.kvmctl_command(&["events", "--follow", "--from", "netd", "-o", "json"]);
     let mut follow = follow.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("kvmctl");
     let mut told = BufReader::new(follow.stdout.take().expect("stdout"));
     for (damage, resource, words) in [
@@ -199,11 +199,11 @@ fn what_was_changed_is_told_and_kept_over_a_restart() {
     }
     let _ = follow.kill();
     let _ = follow.wait();
-    let before = host.ok_json("events");
+    let before = host.ok_json("events --from netd");
     assert!(before.as_array().is_some_and(|events| events.len() >= 5), "{before}");
     host.kill_netd();
     host.start_netd();
-    let after = host.ok_json("events");
+    let after = host.ok_json("events --from netd");
     let kept = after.as_array().expect("events").len() >= before.as_array().expect("events").len();
     assert!(kept && after[0] == before[0], "{before}\n{after}");
 }

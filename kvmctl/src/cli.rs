@@ -2,6 +2,7 @@
 
 mod capture;
 mod diagnose;
+mod events;
 mod forward;
 mod group;
 mod network;
@@ -9,6 +10,7 @@ mod vm;
 
 pub use capture::CapturePort;
 pub use diagnose::{Peer, Why, WhyProtocol};
+pub use events::{DaemonName, Events};
 pub use forward::{AddForward, ForwardCommand, ForwardName, Protocol};
 pub use group::{AddRule, CreateGroup, Default, Direction, GroupCommand, GroupName, IpProtocol, RuleCommand};
 pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdateNetwork, UpdatePort};
@@ -114,22 +116,12 @@ pub enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
-    /// What was repaired, and what could not be kept in force
+    /// What happened: changes, repairs, leases, what became of machines
     ///
-    /// Other programs change links and rules of ours; netd puts them back, and says here what was changed.
-    #[command(after_help = "\
-Examples:
-  kvmctl events
-  kvmctl events --follow -o json | jq -r .message")]
-    Events {
-        /// Only events after this revision
-        #[arg(long, value_name = "REVISION", default_value_t = 0,
-              value_parser = clap::value_parser!(i64).range(0..))]
-        since: i64,
-        /// Go on with new events until Ctrl-C
-        #[arg(short, long)]
-        follow: bool,
-    },
+    /// Both daemons keep their last 4096 events. Other programs change links and rules of ours; netd puts them back, and
+    /// says here what was changed.
+    #[command(after_help = events::EXAMPLES)]
+    Events(Events),
     /// What the daemons can do on this host
     #[command(subcommand)]
     Host(HostCommand),

@@ -1,7 +1,7 @@
 //! Connections to the two daemons, made at the first call, and what every call has: a deadline, the trace and an
 //! error that says which daemon it came from.
 
-use crate::cli::Global;
+use crate::cli::{DaemonName, Global};
 use proto::{
     netd::v1::{
         capture_service_client::CaptureServiceClient, diagnose_service_client::DiagnoseServiceClient,
@@ -9,7 +9,10 @@ use proto::{
         group_service_client::GroupServiceClient, host_service_client::HostServiceClient as NetdHostClient,
         network_service_client::NetworkServiceClient, port_service_client::PortServiceClient,
     },
-    vmd::v1::{host_service_client::HostServiceClient as VmdHostClient, vm_service_client::VmServiceClient},
+    vmd::v1::{
+        event_service_client::EventServiceClient as VmEventServiceClient,
+        host_service_client::HostServiceClient as VmdHostClient, vm_service_client::VmServiceClient,
+    },
 };
 use shared::{
     fault::{Fault, Kind},
@@ -79,7 +82,26 @@ impl Clients {
     /// # Errors
     /// If the address cannot be used.
     pub fn events(&self) -> Result<EventServiceClient<Traced>, Fault> {
-        Ok(EventServiceClient::with_interceptor(self.netd.channel()?, Inject))
+        Ok(EventServiceClient::with_interceptor(self.netd.channel()?, Inject)
+            .max_decoding_message_size(LARGEST_ANSWER))
+    }
+
+    /// vmd's events.
+    ///
+    /// # Errors
+    /// If the address cannot be used.
+    pub fn vm_events(&self) -> Result<VmEventServiceClient<Traced>, Fault> {
+        Ok(VmEventServiceClient::with_interceptor(self.vmd.channel()?, Inject)
+            .max_decoding_message_size(LARGEST_ANSWER))
+    }
+
+    /// One of both.
+    #[must_use]
+    pub fn of(&self, daemon: DaemonName) -> &Daemon {
+        match daemon {
+            DaemonName::Netd => &self.netd,
+            DaemonName::Vmd => &self.vmd,
+        }
     }
 
     /// netd's forwards.
@@ -147,6 +169,12 @@ pub struct Daemon {
 impl Daemon {
     fn new(name: &'static str, option: &'static str, address: &str) -> Self {
         Self { name, option, address: address.to_owned(), channel: OnceCell::new() }
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     fn channel(&self) -> Result<Channel, Fault> {

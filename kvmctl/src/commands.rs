@@ -11,6 +11,7 @@ pub mod network;
 pub mod port;
 mod resource;
 pub mod vm;
+mod watch;
 
 use crate::{
     cli::{Command, HostCommand},
@@ -29,7 +30,7 @@ pub async fn run(command: Command, clients: &Clients, printer: &mut Printer<'_>)
         Command::Forward(command) => forward::run(command, clients, printer).await,
         Command::Group(command) => group::run(command, clients, printer).await,
         Command::Vm(command) => vm::run(command, clients, printer).await,
-        Command::Events { since, follow } => events::run(since, follow, clients, printer).await,
+        Command::Events(asked) => events::run(asked, clients, printer).await,
         Command::Host(HostCommand::Show) => host::show(clients, printer).await,
         Command::Doctor => diagnose::doctor(clients, printer).await,
         Command::Why(why) => diagnose::why(why, clients, printer).await,

@@ -14,6 +14,7 @@ pub mod port;
 pub mod text;
 pub mod time;
 pub mod vm;
+pub mod watched;
 
 use crate::cli::Format;
 use serde::Serialize;
@@ -102,6 +103,24 @@ impl<'a> Printer<'a> {
             Format::Name => objects.iter().try_for_each(|object| self.text(object.name())),
             Format::Json | Format::Yaml => self.value(&objects),
         }
+    }
+
+    /// Prints the column heads of a list that has no end, with one more before them; for people only.
+    ///
+    /// # Errors
+    /// If standard output cannot be written.
+    pub fn heading<T: Object>(&mut self, first: &str) -> Result<(), Stop> {
+        if self.format != Format::Table {
+            return Ok(());
+        }
+        self.text(&format!("{first}  {}", T::COLUMNS.join("  ")))?;
+        Ok(self.out.flush()?)
+    }
+
+    /// Whether what is printed is for programs that want everything.
+    #[must_use]
+    pub fn is_structured(&self) -> bool {
+        matches!(self.format, Format::Json | Format::Yaml)
     }
 
     /// Prints one object of a list that has no end, at once: a line, or a JSON or YAML value.

@@ -2,11 +2,13 @@
 //!
 //! Pure: no file is looked at here except that relative paths get the working directory in front.
 
+mod cursor;
 mod forward;
 mod nic;
 mod peer;
 mod rate;
 
+pub use cursor::{Cursor, Pattern, Place, cursor, pattern};
 pub use forward::{Listen, Target, listen, target};
 pub use nic::nic;
 pub use peer::peer;

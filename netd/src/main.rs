@@ -94,6 +94,13 @@ async fn run(config: Config) -> Result<(), Fault> {
             async move { reconciler.run(changed, stop).await }
         }
     }));
+    let attended = tokio::spawn(shutdown::keep_up("leases", stop.clone(), {
+        let (reconciler, stop) = (reconciler.clone(), stop.clone());
+        move || {
+            let (reconciler, stop) = (reconciler.clone(), stop.clone());
+            async move { reconciler.attend(stop).await }
+        }
+    }));
     let looked_after = tokio::spawn(shutdown::keep_up("services", stop.clone(), {
         let stop = stop.clone();
         move || {
@@ -106,6 +113,7 @@ async fn run(config: Config) -> Result<(), Fault> {
     stop.cancel();
     repair.abort();
     looked_after.abort();
+    attended.abort();
     reconciler.ended().await;
     telemetry.finish().await;
     served

@@ -14,6 +14,7 @@ mod events;
 mod flows;
 mod forward;
 mod group;
+mod leases;
 mod network;
 mod port;
 #[cfg(test)]

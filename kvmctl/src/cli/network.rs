@@ -25,7 +25,11 @@ Examples:
     Create(CreateNetwork),
     /// Lists the networks
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Go on with each change until Ctrl-C, over restarts of netd too
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Shows one network
     Show {
         /// The network's name
@@ -167,6 +171,9 @@ Examples:
         /// Only this network's
         #[arg(value_parser = parse::name, add = ArgValueCompleter::new(complete::networks))]
         network: Option<Name>,
+        /// Go on with each change until Ctrl-C, over restarts of netd too
+        #[arg(short, long)]
+        watch: bool,
     },
     /// Shows one port
     Show(PortName),

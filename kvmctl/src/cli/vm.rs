@@ -48,7 +48,11 @@ Examples:
     Delete(VmName),
     /// Lists the machines
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Go on with each change until Ctrl-C, over restarts of vmd too
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Shows one machine
     Show(VmName),
     /// Attaches to the serial console; Ctrl-] leaves it

@@ -1,6 +1,6 @@
 //! `kvmctl network`.
 
-use super::resource;
+use super::{resource, watch};
 use crate::{
     cli::{Mode, NetworkCommand, OnOff, UpdateNetwork},
     client::{Clients, DEADLINE, within},
@@ -43,7 +43,8 @@ pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Print
             let network: Network = clients.netd.call(DEADLINE, call).await?.into();
             printer.changed("network", "created", &network)
         }
-        NetworkCommand::List => printer.list(&all(clients).await?),
+        NetworkCommand::List { watch: true } => watch::networks(clients, printer).await,
+        NetworkCommand::List { watch: false } => printer.list(&all(clients).await?),
         NetworkCommand::Show { name } => {
             let request = wire::GetNetworkRequest { name: resource::network(&name) };
             let mut networks = clients.networks()?;

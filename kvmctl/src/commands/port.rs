@@ -1,6 +1,6 @@
 //! `kvmctl port`.
 
-use super::{capture, resource};
+use super::{capture, resource, watch};
 use crate::{
     cli::{CreatePort, OnOff, PortCommand, UpdatePort},
     client::{Clients, DEADLINE, within},
@@ -39,7 +39,8 @@ pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<
             let port: Port = clients.netd.call(DEADLINE, call).await?.into();
             printer.changed("port", "changed", &port)
         }
-        PortCommand::List { network } => printer.list(&all(clients, network.as_ref()).await?),
+        PortCommand::List { network, watch: true } => watch::ports(network.as_ref(), clients, printer).await,
+        PortCommand::List { network, watch: false } => printer.list(&all(clients, network.as_ref()).await?),
         PortCommand::Show(port) => {
             let request = wire::GetPortRequest { name: resource::port(&port.network, &port.name) };
             let mut ports = clients.ports()?;

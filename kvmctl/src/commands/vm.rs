@@ -3,7 +3,7 @@
 mod addresses;
 mod wait;
 
-use super::{console, resource};
+use super::{console, resource, watch};
 use crate::{
     cli::{CreateVm, Goal, VmCommand, VmName, VncChoice},
     client::{Clients, DEADLINE, MARGIN, within},
@@ -64,7 +64,8 @@ pub async fn run(command: VmCommand, clients: &Clients, printer: &mut Printer<'_
             clients.vmd.call(DEADLINE, clients.vms()?.delete_vm(request)).await?;
             printer.deleted("vm", name.as_str())
         }
-        VmCommand::List => printer.list(&all(clients).await?),
+        VmCommand::List { watch: true } => watch::vms(clients, printer).await,
+        VmCommand::List { watch: false } => printer.list(&all(clients).await?),
         VmCommand::Show(VmName { name }) => {
             let request = within(DEADLINE, wire::GetVmRequest { name: resource::vm(&name) });
             let mut vm = clients.vmd.call(DEADLINE, clients.vms()?.get_vm(request)).await?.into();

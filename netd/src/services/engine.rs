@@ -1,7 +1,7 @@
 //! What should run, and that it does.
 
 use super::{
-    Lease, Status,
+    Lease, Stamp, Status,
     folder::{Entry, Folder},
     launch, render,
     unit::{Unit, Wanted},
@@ -264,6 +264,10 @@ impl Engine {
         self.find(network).map_or(Status::Starting, |service| {
             service.status.read().unwrap_or_else(PoisonError::into_inner).clone()
         })
+    }
+
+    pub(super) fn lease_stamp(&self, network: &Name) -> Option<Stamp> {
+        Folder::new(&self.settings.run_dir, network).lease_stamp()
     }
 
     pub(super) fn leases(&self, network: &Name) -> Vec<Lease> {

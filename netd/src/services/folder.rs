@@ -8,7 +8,10 @@
 //!
 //! It is in the run folder, since after a reboot guests ask anew, and get the same addresses because they are reserved.
 
-use super::lease::{self, Lease};
+use super::{
+    Stamp,
+    lease::{self, Lease},
+};
 use serde::{Deserialize, Serialize};
 use shared::{
     fault::{Fault, Kind},
@@ -21,7 +24,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _},
     net::IpAddr,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
 };
 
@@ -254,6 +257,13 @@ impl Folder {
     #[must_use]
     pub fn has_leases(&self) -> bool {
         self.lease_file().exists()
+    }
+
+    /// Another one, if the file of leases may be.
+    #[must_use]
+    pub fn lease_stamp(&self) -> Option<Stamp> {
+        let meta = fs::metadata(self.lease_file()).ok()?;
+        Some(Stamp([meta.ino().cast_signed(), meta.len().cast_signed(), meta.mtime(), meta.mtime_nsec()]))
     }
 
     fn read_leases(&self) -> Vec<u8> {

@@ -33,6 +33,10 @@ pub enum Status {
     Failed(String),
 }
 
+/// Tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp([i64; 4]);
+
 /// A handle on the services of all networks; clones share it. Without an engine nothing runs, and everything succeeds.
 #[derive(Clone, Debug, Default)]
 pub struct Services(Option<Arc<Engine>>);
@@ -118,6 +122,12 @@ impl Services {
     #[must_use]
     pub fn status(&self, network: &Name) -> Status {
         self.0.as_ref().map_or(Status::Starting, |engine| engine.status(network))
+    }
+
+    /// Another one, if what a network's DHCP server has given out may be; `None`: nothing.
+    #[must_use]
+    pub fn lease_stamp(&self, network: &Name) -> Option<Stamp> {
+        self.0.as_ref()?.lease_stamp(network)
     }
 
     /// What a network's DHCP server has given out, in the order of the addresses.
