@@ -42,13 +42,11 @@ pub enum Layer {
     SystemCalls,
     /// Descriptors, processes, locked memory, sizes of files, no core dump.
     Limits,
-    /// A cgroup of its own.
-    Cgroup,
 }
 
 impl Layer {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::UserNamespace,
         Self::OwnUser,
         Self::Network,
@@ -57,7 +55,6 @@ impl Layer {
         Self::Landlock,
         Self::SystemCalls,
         Self::Limits,
-        Self::Cgroup,
     ];
 
     /// For people.
@@ -72,7 +69,6 @@ impl Layer {
             Self::Landlock => "landlock",
             Self::SystemCalls => "system calls",
             Self::Limits => "limits",
-            Self::Cgroup => "cgroup",
         }
     }
 
@@ -96,7 +92,6 @@ impl Layer {
             }
             Self::SystemCalls => "run a kernel with CONFIG_SECCOMP_FILTER",
             Self::Limits => "raise the hard limits of vmd's unit",
-            Self::Cgroup => "delegate a cgroup to vmd's user, and name it with --cgroup",
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod args;
 pub mod files;
 pub mod host;
 pub mod launch;
+pub mod qcow2;
 pub mod qmp;
 pub mod stderr;
 pub mod tap;

@@ -14,8 +14,8 @@ use crate::{
     model::{Accelerator, KIND_EXIT, KIND_RUN, Record, Run},
     ports::{Port, Ports, Releases},
     qemu::{
-        args::{self, DiskWire, NicWire, Plan, Wiring},
-        files::{self, OpenDisk},
+        args::{self, BackingWire, DiskWire, NicWire, Plan, Wiring},
+        files::{self, Image, OpenDisk},
         host::Host,
         launch::{self, FIRST_FD, Launch},
         process::{self, Exit, Process},
@@ -175,7 +175,7 @@ async fn steps<P: Ports>(
     let version = context.host.version().await?;
     let cpu_model = cpu_model(record, choice.accelerator)?;
     let disks = open_disks(record).await?;
-    let confined = confine::confine(context, record, choice.accelerator, None).await?;
+    let confined = confine::confine(context, record, choice.accelerator, &disks).await?;
     let ports = nics::make_ports(context, record, undo).await?;
     let taps = ports
         .iter()
@@ -199,8 +199,10 @@ async fn steps<P: Ports>(
         cpu_model: &cpu_model,
         wiring: wiring(record, &disks, &ports),
     });
-    let fds =
-        listeners.into_iter().chain(disks.into_iter().map(|disk| disk.file.into())).chain(taps).collect();
+    let (disks, behind): (Vec<OwnedFd>, Vec<Vec<Image>>) =
+        disks.into_iter().map(|disk| (disk.image.file.into(), disk.backing)).unzip();
+    let behind = behind.into_iter().flatten().map(|image| image.file.into());
+    let fds = listeners.into_iter().chain(disks).chain(behind).chain(taps).collect();
     let binary = context.host.binary();
     let user = user_of(&confined.jail);
     let launch = Launch {
@@ -299,16 +301,25 @@ fn listen(folder: &Path) -> Result<Vec<OwnedFd>, Fault> {
     MONITORS.iter().chain(&[SERIAL]).map(bind).collect::<Result<_, _>>().map_err(failed)
 }
 
-/// The numbers follow the order of `steps`: sockets, disks, taps.
+/// The numbers follow the order of `steps`: sockets, disks, what is behind them, taps.
 fn wiring(record: &Record, disks: &[OpenDisk], ports: &[Port]) -> Wiring {
     let mut numbers = FIRST_FD + 3..;
+    let fds: Vec<i32> = disks.iter().zip(&mut numbers).map(|(_, fd)| fd).collect();
+    let mut behind = |disk: &OpenDisk| -> Vec<BackingWire> {
+        let images = disk.backing.iter().zip(&mut numbers);
+        let wire = |(image, fd): (&Image, i32)| {
+            let &Image { block_device, format, .. } = image;
+            BackingWire { fd, block_device, format }
+        };
+        images.map(wire).collect()
+    };
     Wiring {
         monitors: [FIRST_FD, FIRST_FD + 1],
         serial: FIRST_FD + 2,
         disks: disks
             .iter()
-            .zip(&mut numbers)
-            .map(|(disk, fd)| DiskWire { fd, block_device: disk.block_device })
+            .zip(fds)
+            .map(|(disk, fd)| DiskWire { fd, block_device: disk.image.block_device, backing: behind(disk) })
             .collect(),
         nics: ports
             .iter()

@@ -166,7 +166,6 @@ pub fn containment(findings: &[Finding]) -> Vec<wire::ContainmentLayer> {
             Layer::Landlock => wire::Containment::Landlock,
             Layer::SystemCalls => wire::Containment::SystemCalls,
             Layer::Limits => wire::Containment::Limits,
-            Layer::Cgroup => wire::Containment::Cgroup,
         }
         .into(),
         holds: finding.holds,

@@ -57,8 +57,7 @@ pub struct Wanted {
 }
 
 impl Jail {
-    /// `launcher` is this program, `place` vmd's run folder. With `required`, nothing starts with less than all layers
-    /// but a cgroup.
+    /// `launcher` is this program, `place` vmd's run folder. With `required`, nothing starts with less than all layers.
     #[must_use]
     pub fn new(launcher: PathBuf, place: PathBuf, required: bool) -> Self {
         let ids = Pool::of_this_user();
@@ -90,7 +89,7 @@ impl Jail {
 
     async fn probe(&self) -> Vec<Finding> {
         let spec = Spec {
-            layers: Layer::ALL.into_iter().filter(|layer| *layer != Layer::Cgroup).collect(),
+            layers: Layer::ALL.into(),
             ids: self.ids.as_ref().ok().map(Pool::last),
             limits: Limits { descriptors: Some(DESCRIPTORS), threads: Some(THREADS), file_size: None },
             ..Spec::default()
@@ -144,10 +143,7 @@ impl Jail {
             }
         }
         if self.required {
-            let missing = findings
-                .iter()
-                .filter(|finding| !finding.holds && finding.layer != Layer::Cgroup)
-                .collect::<Vec<_>>();
+            let missing: Vec<_> = findings.iter().filter(|finding| !finding.holds).collect();
             if !missing.is_empty() {
                 return Err(refused(&missing));
             }

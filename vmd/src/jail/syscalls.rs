@@ -164,6 +164,12 @@ fn filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     // A thread is no process; namespaces are asked for with processes only, which the kernel itself sees to.
     let thread = u64::from(libc::CLONE_THREAD.cast_unsigned());
     rules.insert(libc::SYS_clone, vec![is(0, SeccompCmpOp::MaskedEq(thread), 0)?]);
+    // Limits of other processes of the same user, where machines share one.
+    rules.insert(libc::SYS_prlimit64, vec![is(0, SeccompCmpOp::Ne, 0)?]);
+    // A datagram can be sent to any socket by name. The two types of datagrams differ from a stream's in these bits.
+    let datagrams = [libc::SOCK_DGRAM, libc::SOCK_SEQPACKET].map(|kind| u64::from(kind.cast_unsigned()));
+    let pairs = datagrams.map(|kind| is(1, SeccompCmpOp::MaskedEq(0xf), kind));
+    rules.insert(libc::SYS_socketpair, pairs.into_iter().collect::<Result<_, _>>()?);
     let refused = compile(rules, libc::EPERM)?;
     // Its flags are in memory, where no filter can look. The C library then falls back to clone(2).
     let mut absent = compile([(libc::SYS_clone3, Vec::new())].into(), libc::ENOSYS)?;

@@ -20,6 +20,8 @@ const ADDRESS_USB: &str = "0x1b";
 const SPARE_PORTS: usize = 4;
 /// MTU that a guest assumes when it is told none.
 const DEFAULT_MTU: u32 = 1500;
+/// More than a spec has.
+const MAX_DISKS: i32 = 1000;
 /// Name of the VNC socket in the machine's run folder.
 pub const VNC_SOCKET: &str = "vnc.sock";
 /// Id of the serial port's chardev.
@@ -56,12 +58,25 @@ pub struct Wiring {
 }
 
 /// An open disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskWire {
     /// Its access mode is the disk's.
     pub fd: i32,
     /// A block device, not a file.
     pub block_device: bool,
+    /// The images behind it, in the order in which QEMU asks them.
+    pub backing: Vec<BackingWire>,
+}
+
+/// An open image behind a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackingWire {
+    /// For reading.
+    pub fd: i32,
+    /// A block device, not a file.
+    pub block_device: bool,
+    /// Its own.
+    pub format: DiskFormat,
 }
 
 /// An open tap.
@@ -104,7 +119,7 @@ pub fn argv(plan: &Plan<'_>) -> Vec<String> {
             _ if on_scsi(disk) => "scsi0.0".to_owned(),
             DiskBus::Virtio | DiskBus::Scsi => slot(),
         };
-        args.disk(index, disk, *wire, &bus);
+        args.disk(index, disk, wire, &bus);
     }
     for (index, (nic, wire)) in plan.spec.nics.iter().zip(&plan.wiring.nics).enumerate() {
         let (bus, address) = match nic.model {
@@ -117,6 +132,47 @@ pub fn argv(plan: &Plan<'_>) -> Vec<String> {
         args.display();
     }
     args.0
+}
+
+/// Sets of disks are numbered from 1; those of images behind them by their descriptor, after all numbers of disks.
+fn backing_set(image: BackingWire) -> i32 {
+    MAX_DISKS + image.fd
+}
+
+fn file_node(name: &str, set: &str, block_device: bool, (read_only, cache): (bool, &Value)) -> Value {
+    json!({
+        "driver": if block_device { "host_device" } else { "file" },
+        "node-name": name,
+        "filename": set,
+        "read-only": read_only,
+        "auto-read-only": false,
+        "cache": cache,
+    })
+}
+
+/// `backing` is a node's name, or null, so that QEMU does not follow what the header names.
+fn format_node(
+    name: &str,
+    file: &str,
+    format: DiskFormat,
+    (read_only, cache): (bool, &Value),
+    backing: Value,
+) -> Value {
+    let mut node = json!({
+        "driver": match format {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow2 => "qcow2",
+        },
+        "node-name": name,
+        "file": file,
+        "read-only": read_only,
+        "auto-read-only": false,
+        "cache": cache,
+    });
+    if format == DiskFormat::Qcow2 {
+        node["backing"] = backing;
+    }
+    node
 }
 
 /// Whether the disk stands on the virtio-scsi bus; virtio-blk has no cdrom.
@@ -195,6 +251,9 @@ impl Args {
         self.option("-serial", format!("chardev:{SERIAL}"));
         for (index, disk) in wiring.disks.iter().enumerate() {
             self.option("-add-fd", format!("fd={},set={}", disk.fd, index + 1));
+            for backing in &disk.backing {
+                self.option("-add-fd", format!("fd={},set={}", backing.fd, backing_set(*backing)));
+            }
         }
     }
 
@@ -222,7 +281,20 @@ impl Args {
         }
     }
 
-    fn disk(&mut self, index: usize, disk: &Disk, wire: DiskWire, bus: &str) {
+    /// The images behind a disk, the last one first. Returns the name of the one that is next to the disk.
+    fn backing(&mut self, index: usize, cache: &Value, wire: &DiskWire) -> Value {
+        let mut behind = Value::Null;
+        for (depth, image) in wire.backing.iter().enumerate().rev() {
+            let (file, name) = (format!("file{index}-{depth}"), format!("disk{index}-{depth}"));
+            let set = format!("/dev/fdset/{}", backing_set(*image));
+            self.json("-blockdev", &file_node(&file, &set, image.block_device, (true, cache)));
+            self.json("-blockdev", &format_node(&name, &file, image.format, (true, cache), behind));
+            behind = json!(name);
+        }
+        behind
+    }
+
+    fn disk(&mut self, index: usize, disk: &Disk, wire: &DiskWire, bus: &str) {
         let (direct, no_flush, write_cache) = match disk.cache {
             DiskCache::Writeback => (false, false, true),
             DiskCache::None => (true, false, true),
@@ -231,31 +303,11 @@ impl Args {
             DiskCache::Directsync => (true, false, false),
         };
         let cache = json!({"direct": direct, "no-flush": no_flush});
-        self.json(
-            "-blockdev",
-            &json!({
-                "driver": if wire.block_device { "host_device" } else { "file" },
-                "node-name": format!("file{index}"),
-                "filename": format!("/dev/fdset/{}", index + 1),
-                "read-only": disk.read_only,
-                "auto-read-only": false,
-                "cache": cache,
-            }),
-        );
-        self.json(
-            "-blockdev",
-            &json!({
-                "driver": match disk.format {
-                    DiskFormat::Raw => "raw",
-                    DiskFormat::Qcow2 => "qcow2",
-                },
-                "node-name": format!("disk{index}"),
-                "file": format!("file{index}"),
-                "read-only": disk.read_only,
-                "auto-read-only": false,
-                "cache": cache,
-            }),
-        );
+        let behind = self.backing(index, &cache, wire);
+        let (file, name) = (format!("file{index}"), format!("disk{index}"));
+        let set = format!("/dev/fdset/{}", index + 1);
+        self.json("-blockdev", &file_node(&file, &set, wire.block_device, (disk.read_only, &cache)));
+        self.json("-blockdev", &format_node(&name, &file, disk.format, (disk.read_only, &cache), behind));
         let cdrom = disk.media == DiskMedia::Cdrom;
         let driver = match (disk.bus, cdrom) {
             (DiskBus::Sata, false) => "ide-hd",

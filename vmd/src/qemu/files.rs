@@ -1,6 +1,7 @@
 //! Opens what the guest is given: disks are opened by vmd and handed over, so that a missing or unreadable file
 //! fails before anything else happens, and QEMU needs no path.
 
+use super::qcow2::{self, Header};
 use crate::model::{Disk, DiskFormat, KernelBoot, Spec};
 use rustix::fs::OFlags;
 use shared::{
@@ -10,20 +11,38 @@ use shared::{
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+    },
+    path::Path,
 };
 
-const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
-/// Longest backing file name that the format allows.
-const MAX_BACKING: u32 = 1023;
+/// Most images in a chain of backing files.
+const MAX_CHAIN: usize = 32;
+/// What a qcow2 image may take beyond twice what the guest sees: tables, snapshots.
+const OVERHEAD: u64 = 1 << 30;
 
 /// An open disk.
 #[derive(Debug)]
 pub struct OpenDisk {
     /// Its access mode is the disk's.
+    pub image: Image,
+    /// The files behind it, for reading, in the order in which QEMU asks them.
+    pub backing: Vec<Image>,
+    /// Bytes that the file may grow to; 0: it is not written, or no file.
+    pub largest: u64,
+}
+
+/// An open image.
+#[derive(Debug)]
+pub struct Image {
+    /// The file.
     pub file: File,
     /// A block device, not a file.
     pub block_device: bool,
+    /// Never guessed.
+    pub format: DiskFormat,
 }
 
 /// Checks all files of a spec, and opens none for longer than that takes.
@@ -37,93 +56,157 @@ pub fn check(spec: &Spec) -> Result<(), Fault> {
     spec.kernel_boot.as_ref().map_or(Ok(()), |boot| open_boot(boot).map(drop))
 }
 
-/// Opens a disk for QEMU.
+/// Opens a disk for QEMU, and all that is behind it.
 ///
 /// # Errors
 /// FAILED_PRECONDITION that names the file and why it cannot be used.
 pub fn open_disk(disk: &Disk) -> Result<OpenDisk, Fault> {
+    let access = Access { write: !disk.read_only, direct: disk.cache.direct() };
+    let image = open_image(&disk.path, disk.format, access)?;
+    let mut next = header(&disk.path, &image)?;
+    let largest = match (&next, image.block_device || disk.read_only) {
+        (_, true) => 0,
+        (Some(header), false) => header.virtual_size.saturating_mul(2).saturating_add(OVERHEAD),
+        // Rounded up to what a block may be.
+        (None, false) => length(&image, &disk.path)?.saturating_add(1 << 20),
+    };
+    let mut seen = vec![identity(&image, &disk.path)?];
+    let (mut backing, mut path) = (Vec::new(), disk.path.clone());
+    while let Some(reference) = next.and_then(|header| header.backing) {
+        let refuse = |why: &str, hint: &str| refused(&path, why, hint);
+        if seen.len() == MAX_CHAIN {
+            return Err(refuse(
+                &format!("is the last of {MAX_CHAIN} images, and has a backing file still"),
+                "shorten the chain: qemu-img rebase, or qemu-img convert into one image",
+            ));
+        }
+        let format = match reference.format.as_deref() {
+            Some("raw") => DiskFormat::Raw,
+            Some("qcow2") => DiskFormat::Qcow2,
+            other => {
+                let other = other.map_or("does not say the format of its backing file".into(), |other| {
+                    format!(
+                        "has a backing file of format `{}`, and vmd opens raw and qcow2",
+                        printable(other)
+                    )
+                });
+                return Err(refuse(&other, "name it: qemu-img rebase -u -b BACKING -F FORMAT FILE"));
+            }
+        };
+        let behind = resolve(&path, &reference.name).ok_or_else(|| {
+            refuse(
+                &format!("has a backing file that is no path, `{}`", printable(&reference.name)),
+                "give it a path: qemu-img rebase -u -b /PATH/OF/BACKING -F FORMAT FILE",
+            )
+        })?;
+        let access = Access { write: false, direct: access.direct };
+        let image = open_image(&behind, format, access).map_err(|fault| {
+            fault.context(format!("the backing file of `{}` is not usable", printable_path(&path)))
+        })?;
+        let found = identity(&image, &behind)?;
+        if seen.contains(&found) {
+            return Err(refused(
+                &behind,
+                "is behind itself",
+                "its chain of backing files must end: see qemu-img rebase",
+            ));
+        }
+        seen.push(found);
+        next = header(&behind, &image)?;
+        backing.push(image);
+        path = behind;
+    }
+    Ok(OpenDisk { image, backing, largest })
+}
+
+#[derive(Clone, Copy)]
+struct Access {
+    write: bool,
+    direct: bool,
+}
+
+fn refused(path: &str, why: &str, hint: &str) -> Fault {
+    Fault::new(Kind::FailedPrecondition, "DISK_UNUSABLE", format!("disk `{}` {why}", printable_path(path)))
+        .meta("path", path)
+        .hint(hint)
+}
+
+fn unreadable(path: &str, error: &io::Error) -> Fault {
+    unusable("DISK_UNUSABLE", "disk", path, error)
+}
+
+fn open_image(path: &str, format: DiskFormat, access: Access) -> Result<Image, Fault> {
     let failed = |error: &io::Error| {
-        let access = if disk.read_only { "read" } else { "read and write" };
-        unusable("DISK_UNUSABLE", "disk", &disk.path, error)
+        let access = if access.write { "read and write" } else { "read" };
+        unreadable(path, error)
             .hint(format!("vmd's user must be able to {access} it, and to search the folders above it"))
     };
     // A FIFO would block the open, a device might do anything: looked at first.
-    let meta = std::fs::metadata(&disk.path).map_err(|e| failed(&e))?;
+    let meta = std::fs::metadata(path).map_err(|e| failed(&e))?;
     let block_device = meta.file_type().is_block_device();
-    let refuse = |why: &str, hint: &str| {
-        Err(Fault::new(
-            Kind::FailedPrecondition,
-            "DISK_UNUSABLE",
-            format!("disk `{}` {why}", printable_path(&disk.path)),
-        )
-        .meta("path", &disk.path)
-        .hint(hint))
-    };
     if !meta.is_file() && !block_device {
-        return refuse("is neither a regular file nor a block device", "name a disk image or a block device");
+        let why = "is neither a regular file nor a block device";
+        return Err(refused(path, why, "name a disk image or a block device"));
     }
-    let direct = if disk.cache.direct() { OFlags::DIRECT } else { OFlags::empty() };
+    let direct = if access.direct { OFlags::DIRECT } else { OFlags::empty() };
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | direct;
     let file = OpenOptions::new()
         .read(true)
-        .write(!disk.read_only)
+        .write(access.write)
         .custom_flags(flags.bits().cast_signed())
-        .open(&disk.path)
+        .open(path)
         .map_err(|error| {
             let fault = failed(&error);
-            if disk.cache.direct() && error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
+            if access.direct && error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
                 return fault.hint("its file system cannot do O_DIRECT: use cache `writeback`");
             }
             fault
         })?;
-    // Without O_DIRECT, whose reads would have to be aligned.
-    let mut head = [0; 20];
-    let read =
-        File::open(&disk.path).and_then(|plain| read_head(&plain, &mut head)).map_err(|e| failed(&e))?;
-    match disk.format {
-        DiskFormat::Raw if read == 0 => {
-            refuse("is empty", "`truncate -s 10G FILE` or `qemu-img create` gives it a size")
+    Ok(Image { file, block_device, format })
+}
+
+/// What the header of a qcow2 image says; `None` for a raw image, which has none.
+fn header(path: &str, image: &Image) -> Result<Option<Header>, Fault> {
+    // The open file itself, without O_DIRECT, whose reads would have to be aligned.
+    let plain = File::open(format!("/proc/self/fd/{}", image.file.as_raw_fd()));
+    let mut head = Vec::new();
+    let most = match image.format {
+        DiskFormat::Raw => 1,
+        DiskFormat::Qcow2 => qcow2::HEAD,
+    };
+    plain.and_then(|plain| plain.take(most).read_to_end(&mut head)).map_err(|e| unreadable(path, &e))?;
+    match image.format {
+        DiskFormat::Raw if head.is_empty() => {
+            Err(refused(path, "is empty", "`truncate -s 10G FILE` or `qemu-img create` gives it a size"))
         }
-        DiskFormat::Raw => Ok(OpenDisk { file, block_device }),
-        DiskFormat::Qcow2 if read < head.len() || head[..4] != QCOW2_MAGIC => {
-            refuse("is not a qcow2 image", "`qemu-img info FILE` tells its format; use `raw` for a raw image")
-        }
-        DiskFormat::Qcow2 => match backing(&disk.path, &head).map_err(|e| failed(&e))? {
-            // QEMU sees the disk as a descriptor and would look beside that.
-            Some(name) if !name.starts_with('/') => refuse(
-                &format!("has a backing file with a relative path, `{}`", printable(&name)),
-                "give it the whole path: qemu-img rebase -u -b /PATH/OF/BACKING -F FORMAT FILE",
-            ),
-            _ => Ok(OpenDisk { file, block_device }),
-        },
+        DiskFormat::Raw => Ok(None),
+        DiskFormat::Qcow2 => qcow2::parse(&head).map(Some).map_err(|why| {
+            refused(
+                path,
+                &why,
+                "`qemu-img info FILE` tells its format; `qemu-img convert` makes a new image of it",
+            )
+        }),
     }
 }
 
-fn read_head(file: &File, head: &mut [u8]) -> io::Result<usize> {
-    let mut read = 0;
-    while read < head.len() {
-        match (&*file).read(&mut head[read..])? {
-            0 => break,
-            more => read += more,
-        }
+/// The path of a backing file, as QEMU understands it: a relative one is beside the image that names it. `None` for
+/// what QEMU would take for a protocol: no path has a colon before its first slash there.
+fn resolve(image: &str, name: &str) -> Option<String> {
+    if name.starts_with('/') {
+        return Some(name.to_owned());
     }
-    Ok(read)
+    let protocol = name.split('/').next().is_some_and(|first| first.contains(':'));
+    let beside = Path::new(image).parent()?.join(name);
+    (!protocol).then(|| beside.to_str().map(str::to_owned)).flatten()
 }
 
-/// The backing file's name in the header of a qcow2 image: offset in bytes 8 to 15, length in 16 to 19.
-fn backing(path: &str, head: &[u8; 20]) -> io::Result<Option<String>> {
-    let [.., o0, o1, o2, o3, o4, o5, o6, o7, l0, l1, l2, l3] = *head;
-    let offset = u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]);
-    let length = u32::from_be_bytes([l0, l1, l2, l3]);
-    if offset == 0 || length == 0 {
-        return Ok(None);
-    }
-    if length > MAX_BACKING {
-        return Err(io::Error::other("the name of its backing file is longer than the format allows"));
-    }
-    let mut name = vec![0; length as usize];
-    File::open(path)?.read_exact_at(&mut name, offset)?;
-    Ok(Some(String::from_utf8_lossy(&name).into_owned()))
+fn identity(image: &Image, path: &str) -> Result<(u64, u64), Fault> {
+    image.file.metadata().map(|meta| (meta.dev(), meta.ino())).map_err(|e| unreadable(path, &e))
+}
+
+fn length(image: &Image, path: &str) -> Result<u64, Fault> {
+    image.file.metadata().map(|meta| meta.len()).map_err(|e| unreadable(path, &e))
 }
 
 /// Largest kernel or initramfs that is taken: one that only vmd's user may read is copied into memory.
@@ -201,26 +284,57 @@ mod test {
     }
 
     #[test]
-    fn a_qcow2_image_has_its_magic_and_no_relative_backing_file() {
+    fn a_chain_is_opened_to_its_end_and_none_that_has_no_end() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        std::fs::write(&path, [0; 512]).unwrap();
-        let open = || open_disk(&disk(&path, DiskFormat::Qcow2));
-        assert!(open().unwrap_err().to_string().contains("not a qcow2 image"));
-        let image = |name: &[u8]| {
-            let mut image = b"QFI\xfb\0\0\0\x03".to_vec();
-            image.extend(if name.is_empty() { 0 } else { 20_u64 }.to_be_bytes());
-            image.extend(u32::try_from(name.len()).unwrap().to_be_bytes());
-            image.extend(name);
-            image
-        };
-        std::fs::write(&path, image(b"")).unwrap();
-        open().unwrap();
-        std::fs::write(&path, image(b"/abs/base")).unwrap();
-        open().unwrap();
-        std::fs::write(&path, image(b"base.qcow2")).unwrap();
-        let fault = open().unwrap_err();
-        assert!(fault.to_string().contains("`base.qcow2`"), "{fault}");
-        assert!(fault.hints()[0].contains("rebase"));
+        let path = |name: &str| dir.path().join(name);
+        let write = |name: &str, bytes: &[u8]| std::fs::write(path(name), bytes).unwrap();
+        let image =
+            |name: &str, backing: &str, format: &str| write(name, &qcow2::test::image(backing, format));
+        let open = |name: &str| open_disk(&disk(&path(name), DiskFormat::Qcow2));
+        let refused = |name: &str| open(name).unwrap_err().chain();
+        write("zeros", &[0; 512]);
+        assert!(refused("zeros").contains("not a qcow2 image"));
+        image("alone", "", "");
+        let alone = open("alone").unwrap();
+        assert_eq!((alone.backing.len(), alone.largest), (0, 3 << 30));
+        // Relative ones are beside the image.
+        image("top", "middle", "qcow2");
+        image("middle", path("zeros").to_str().unwrap(), "raw");
+        let formats: Vec<_> = open("top").unwrap().backing.iter().map(|image| image.format).collect();
+        assert_eq!(formats, [DiskFormat::Qcow2, DiskFormat::Raw]);
+        image("guess", "zeros", "");
+        assert!(refused("guess").contains("does not say the format"), "{}", refused("guess"));
+        image("other", "zeros", "vmdk");
+        assert!(refused("other").contains("`vmdk`"));
+        for name in ["json:{}", "nbd://host/x", "fat:/"] {
+            image("protocol", name, "raw");
+            assert!(refused("protocol").contains("no path"), "{name}");
+        }
+        image("missing", "nowhere", "raw");
+        assert!(refused("missing").contains("the backing file of"), "{}", refused("missing"));
+        image("self", "self", "qcow2");
+        assert!(refused("self").contains("behind itself"));
+        image("a", "b", "qcow2");
+        image("b", "a", "qcow2");
+        assert!(refused("a").contains("behind itself"));
+        image("folder", "/", "raw");
+        assert!(refused("folder").contains("neither a regular file"));
+        for step in 0..MAX_CHAIN {
+            image(&format!("long{step}"), &format!("long{}", step + 1), "qcow2");
+        }
+        image(&format!("long{MAX_CHAIN}"), "", "");
+        assert!(refused("long0").contains("the last of 32"), "{}", refused("long0"));
+        assert_eq!(open("long1").unwrap().backing.len(), MAX_CHAIN - 1);
+    }
+
+    #[test]
+    fn a_raw_disk_may_not_grow_and_one_that_is_only_read_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("raw");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let mut disk = disk(&path, DiskFormat::Raw);
+        assert_eq!(open_disk(&disk).unwrap().largest, 4096 + (1 << 20));
+        disk.read_only = true;
+        assert_eq!(open_disk(&disk).unwrap().largest, 0);
     }
 }

@@ -4,10 +4,13 @@ use super::Context;
 use crate::{
     jail::{self, Finding, Spec, host::Wanted},
     model::{self, Accelerator, Record},
-    qemu::files::{self, printable_path},
+    qemu::files::{self, OpenDisk, printable_path},
 };
 use shared::fault::{Fault, Kind};
 use std::{fs, os::fd::OwnedFd, path::PathBuf};
+
+/// Bytes that QEMU may write to a file in memory, which is all that there is where no disk is written.
+const MEMORY_FILE: u64 = 64 << 20;
 
 /// What the child gets.
 pub(super) struct Confined {
@@ -28,9 +31,10 @@ pub(super) async fn confine<P>(
     context: &Context<P>,
     record: &Record,
     accelerator: Accelerator,
-    file_size: Option<u64>,
+    disks: &[OpenDisk],
 ) -> Result<Confined, Fault> {
-    let wanted = Wanted { vcpus: record.spec.vcpus, accelerator, file_size };
+    let largest = disks.iter().map(|disk| disk.largest).fold(MEMORY_FILE, u64::max);
+    let wanted = Wanted { vcpus: record.spec.vcpus, accelerator, file_size: Some(largest) };
     let (mut jail, findings) = context.jail.plan(&record.name, wanted).await?;
     let program = context.jail.programs.of(context.host.binary()).await?;
     jail.read.clone_from(&program.read);

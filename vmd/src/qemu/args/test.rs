@@ -35,7 +35,11 @@ fn wiring(spec: &Spec, mtu: u32) -> Wiring {
     Wiring {
         monitors: [4, 5],
         serial: 6,
-        disks: spec.disks.iter().map(|_| DiskWire { fd: fd(), block_device: false }).collect(),
+        disks: spec
+            .disks
+            .iter()
+            .map(|_| DiskWire { fd: fd(), block_device: false, backing: vec![] })
+            .collect(),
         nics: (0..spec.nics.len())
             .map(|i| NicWire { fd: fd(), mac: Mac::derived("test", u32::try_from(i).unwrap()), mtu })
             .collect(),
