@@ -38,8 +38,8 @@ pub struct TestHost {
     pub qemu: Option<String>,
     /// More environment for daemons and clients.
     pub environment: Vec<(String, String)>,
-    /// Shell commands that root carries out in vmd's own mount namespace before vmd is there.
-    pub vmd_prelude: String,
+    /// A program, with arguments, that root runs in vmd's own mount namespace and that becomes vmd.
+    pub vmd_starter: Vec<String>,
     /// More arguments for vmd.
     pub vmd_arguments: Vec<String>,
     number: u32,
@@ -101,7 +101,7 @@ impl TestHost {
             dir,
             qemu: None,
             environment: Vec::new(),
-            vmd_prelude: String::new(),
+            vmd_starter: Vec::new(),
             vmd_arguments: Vec::new(),
             number: NEXT.fetch_add(1, Ordering::Relaxed) % (1024 / SUBORDINATE_IDS),
             netd_arguments: Vec::new(),
@@ -232,11 +232,10 @@ impl TestHost {
              for file in passwd subuid subgid; do
                [ ! -e {etc}/$file ] || mount --bind {etc}/$file /etc/$file
              done
-             {extra}
-             exec setpriv --reuid {VMD_UID} --regid {VMD_UID} --clear-groups \"$@\"",
+             exec {starter} setpriv --reuid {VMD_UID} --regid {VMD_UID} --clear-groups \"$@\"",
             self.path("tun"),
             etc = self.path("etc"),
-            extra = self.vmd_prelude,
+            starter = self.vmd_starter.join(" "),
         );
         let mut command = self.netns.command("sh");
         command

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read, Write as _},
+    net::TcpStream,
     os::{
         linux::net::SocketAddrExt as _,
         unix::{
@@ -19,15 +20,19 @@ use std::{
     },
 };
 
-/// Layers that hold on any Linux of today; a cgroup needs more than a kernel.
+/// Layers that hold on any Linux of today.
 const LAYERS: [&str; 8] =
     ["user-namespace", "own-user", "network", "files", "capabilities", "landlock", "system-calls", "limits"];
 
 fn start(host: &TestHost, name: &str) -> Value {
+    start_with(host, name, &[])
+}
+
+fn start_with(host: &TestHost, name: &str, more: &[&str]) -> Value {
     let cmdline = format!("{CMDLINE} kv.name={name}");
     let (kernel, initrd) = (host.path("vmlinuz"), host.path("initrd.img"));
     let arguments = ["vm", "run", name, "--memory", "256M", "--kernel", &kernel, "--initrd", &initrd];
-    let outcome = host.kvmctl(&[&arguments[..], &["--cmdline", &cmdline, "--network", "n"]].concat());
+    let outcome = host.kvmctl(&[&arguments[..], &["--cmdline", &cmdline, "--network", "n"], more].concat());
     assert_eq!(outcome.code, 0, "{}\n{}", outcome.stderr, host.logs());
     vm(host, name)
 }
@@ -129,38 +134,48 @@ fn two_machines_have_nothing_of_the_host_and_nothing_of_each_other() {
     assert!(uids.iter().all(|uid| *uid != VMD_UID));
 }
 
-/// A program in QEMU's place that attacks all it is told of; what it wrote.
-fn attack(host: &TestHost, other: u64) -> String {
+/// The words that tell a program that attacks whom to attack; sockets that any user of the host can send to, as long as
+/// they are held.
+fn targets(host: &TestHost, other: u64) -> (String, [UnixDatagram; 2]) {
     let letterbox = host.path("letterbox");
-    let _open = UnixDatagram::bind(&letterbox).expect("socket");
+    let _ = fs::remove_file(&letterbox);
+    let open = UnixDatagram::bind(&letterbox).expect("socket");
     fs::set_permissions(&letterbox, fs::Permissions::from_mode(0o777)).expect("mode");
     let name = format!("kvt-{}", letterbox.replace('/', "-"));
     let address = SocketAddr::from_abstract_name(&name).expect("address");
-    let _abstract = host.netns.enter(|| UnixDatagram::bind_addr(&address)).expect("socket");
+    let hidden = host.netns.enter(|| UnixDatagram::bind_addr(&address)).expect("socket");
     let words = format!(
-        "vmd={} other={other} disk={} state={} run={} socket={letterbox} netd={} abstract={name}",
-        host.vmd_pid(),
+        "other={other} disk={} state={} run={} socket={letterbox} netd={} abstract={name}",
         host.path("disk.img"),
         host.path("vmd-state/state.db"),
         host.path("vmd-run/vms"),
         host.path("netd.sock"),
     );
+    (words, [open, hidden])
+}
+
+/// What a program writes that runs in QEMU's place and attacks `other`, a process, and all else.
+fn attack(host: &TestHost, other: u64) -> String {
+    let (words, _sockets) = targets(host, other);
+    let words = format!("vmd={} {words}", host.vmd_pid());
     let kernel = host.path("vmlinuz");
     let create = ["vm", "create", "mallory", "--kernel", &kernel, "--network", "n", "--cmdline", &words];
     assert_eq!(host.kvmctl(&create).code, 0);
-    // Without anything around it, it gets far: what it says below is not for want of trying.
-    let control = netns::output(host.netns.command("setpriv").args([
-        "--reuid",
-        &VMD_UID.to_string(),
-        "--regid",
-        &VMD_UID.to_string(),
-        "--clear-groups",
-        &host.path("escape"),
-        "-append",
-        // It would stop vmd by ptrace, as the same user.
-        words.split_once(' ').expect("words").1,
-    ]));
-    let control = String::from_utf8_lossy(&control.stderr).into_owned();
+    let refused = host.kvmctl(&["vm", "start", "mallory"]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    let log = fs::read_dir(host.path("vmd-state/vms/mallory")).expect("log").flatten();
+    let log = log.filter(|entry| entry.file_name().to_string_lossy().starts_with("qemu"));
+    log.map(|entry| fs::read_to_string(entry.path()).expect("log")).collect()
+}
+
+/// Without anything around it, the program gets far: what it says otherwise is not for want of trying. It is not told of
+/// vmd, which has the same user here, and which it would stop.
+fn attack_from_outside(host: &TestHost, other: u64) {
+    let (words, _sockets) = targets(host, other);
+    let id = VMD_UID.to_string();
+    let mut command = host.netns.command("setpriv");
+    command.args(["--reuid", &id, "--regid", &id, "--clear-groups", &host.path("escape"), "-append", &words]);
+    let report = String::from_utf8_lossy(&netns::output(&mut command).stderr).into_owned();
     for possible in [
         "open-passwd",
         "list-proc",
@@ -169,13 +184,8 @@ fn attack(host: &TestHost, other: u64) -> String {
         "send-to-vmds-socket",
         "send-to-hosts-abstract-socket",
     ] {
-        assert!(control.contains(&format!("PROBE {possible} ESCAPED")), "{possible}\n{control}");
+        assert!(report.contains(&format!("PROBE {possible} ESCAPED")), "{possible}\n{report}");
     }
-    let refused = host.kvmctl(&["vm", "start", "mallory"]);
-    assert_eq!(refused.code, 1, "{}", refused.stderr);
-    let log = fs::read_dir(host.path("vmd-state/vms/mallory")).expect("log").flatten();
-    let log = log.filter(|entry| entry.file_name().to_string_lossy().starts_with("qemu"));
-    log.map(|entry| fs::read_to_string(entry.path()).expect("log")).collect()
 }
 
 /// How many attempts were denied, and those that were not.
@@ -204,6 +214,7 @@ fn attempts_to_escape_are_denied() {
     host.kill_vmd();
     with_attacker(&mut host);
     host.start_vmd();
+    attack_from_outside(&host, other);
     let report = attack(&host, other);
     let (denied, escaped) = count(&report);
     println!("{denied} attempts to escape denied, {} not", escaped.len());
@@ -233,6 +244,56 @@ fn monitor(host: &TestHost, name: &str) -> impl FnMut(Value) -> Option<Value> + 
     ask
 }
 
+/// A qcow2 image of 1 MiB without data, before a raw one whose first bytes are known.
+fn images(host: &TestHost) -> String {
+    let (base, middle, top) = (host.path("base"), host.path("middle"), host.path("top"));
+    let mut bytes = vec![0; 1 << 20];
+    bytes[..12].copy_from_slice(b"from-behind\n");
+    fs::write(&base, bytes).expect("image");
+    // QEMU's format: a cluster each of header, first table, refcount table, refcounts of these four.
+    let image = |backing: &str, format: &str| {
+        let mut image = vec![0; 4 << 16];
+        let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+        let long = |value: u64| value.to_be_bytes();
+        let word = |value: u32| value.to_be_bytes();
+        put(0, b"QFI\xfb");
+        put(4, &word(3));
+        put(8, &long(512));
+        put(16, &word(u32::try_from(backing.len()).expect("length")));
+        put(20, &word(16));
+        put(24, &long(1 << 20));
+        put(36, &word(1));
+        put(40, &long(1 << 16));
+        put(48, &long(2 << 16));
+        put(56, &word(1));
+        put(96, &word(4));
+        put(100, &word(104));
+        put(104, &word(0xe279_2aca));
+        put(108, &word(u32::try_from(format.len()).expect("length")));
+        put(112, format.as_bytes());
+        put(512, backing.as_bytes());
+        put(2 << 16, &long(3 << 16));
+        for cluster in 0..4 {
+            put((3 << 16) + 2 * cluster, &1_u16.to_be_bytes());
+        }
+        image
+    };
+    fs::write(&middle, image("base", "raw")).expect("image");
+    fs::write(&top, image(&middle, "qcow2")).expect("image");
+    for file in [&base, &middle, &top] {
+        // Of vmd's user alone: QEMU's may open none of them.
+        std::os::unix::fs::chown(file, Some(VMD_UID), None).expect("owner");
+        fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("mode");
+    }
+    top
+}
+
+/// What a VNC server says first.
+fn greets(mut display: impl Read) -> bool {
+    let mut greeting = [0; 4];
+    display.read_exact(&mut greeting).is_ok() && &greeting == b"RFB "
+}
+
 #[test]
 fn a_qemu_that_is_told_to_open_files_and_programs_of_the_host_does_not() {
     let mut host = TestHost::with_vmd();
@@ -246,11 +307,20 @@ fn a_qemu_that_is_told_to_open_files_and_programs_of_the_host_does_not() {
     host.vmd_arguments.push("--require-containment".into());
     host.kill_vmd();
     host.start_vmd();
-    let machine = start(&host, "a");
+    let top = images(&host);
+    let machine = start_with(&host, "a", &["--disk", &format!("{top},format=qcow2"), "--vnc=unix"]);
+    let display = machine["status"]["vnc_address"].as_str().expect("display").to_owned();
+    assert!(greets(UnixStream::connect(display.strip_prefix("unix:").expect("path")).expect("display")));
     let mut console = {
         wait::until("a to be up", || host.ok("vm log a").contains("GUEST READY a").then_some(()));
         Console::attach(&host, "a")
     };
+    assert_eq!(console.ok("head -c 12 /dev/vda").trim(), "from-behind");
+    let tcp = start_with(&host, "b", &["--vnc=tcp"]);
+    let display = tcp["status"]["vnc_address"].as_str().expect("display").to_owned();
+    assert!(display.starts_with("127.0.0.1:59"), "{display}");
+    assert!(greets(host.netns.enter(|| TcpStream::connect(&display)).expect("display")));
+    host.ok("vm stop b --force");
     let mut ask = monitor(&host, "a");
     let disk = host.path("disk.img");
     let sockets = host.path("netd.sock");
@@ -320,4 +390,137 @@ fn a_qemu_that_is_told_to_open_files_and_programs_of_the_host_does_not() {
         }
     }
     assert_eq!(host.machines(), Vec::<u32>::new());
+}
+
+/// A process of another machine, where all machines have vmd's user.
+struct Sleeper(std::process::Child);
+
+impl Sleeper {
+    fn start(host: &TestHost) -> Self {
+        let id = VMD_UID.to_string();
+        Self(host.netns.spawn("setpriv", &["--reuid", &id, "--regid", &id, "--clear-groups", "sleep", "600"]))
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a host lacks, what is then missing with which word in the reason, and which attempts may be denied by nothing any more:
+/// the number of processes is the host's own limit then.
+struct Poorer {
+    what: &'static str,
+    starter: &'static [&'static str],
+    subordinate_ids: bool,
+    missing: &'static [(&'static str, &'static str)],
+    escaped: &'static [&'static str],
+    hint: &'static str,
+}
+
+const POORER: [Poorer; 5] = [
+    Poorer {
+        what: "no subordinate ids",
+        starter: &[],
+        subordinate_ids: false,
+        missing: &[("own-user", "/etc/subuid gives `kvt-vmd` no ids")],
+        escaped: &["raise-processes"],
+        hint: "usermod --add-subuids",
+    },
+    Poorer {
+        what: "no new privileges, as in a container: newuidmap cannot do its work",
+        starter: &["setpriv", "--no-new-privs"],
+        subordinate_ids: true,
+        missing: &[("own-user", "newgidmap")],
+        escaped: &["raise-processes"],
+        hint: "NoNewPrivileges",
+    },
+    Poorer {
+        what: "no user namespaces, as a container's seccomp profile has it",
+        starter: &["forbid", "namespaces", "--"],
+        subordinate_ids: true,
+        missing: &[
+            ("user-namespace", "Operation not permitted"),
+            ("own-user", "needs a user namespace"),
+            ("network", "needs a user namespace"),
+            ("files", "needs a user namespace"),
+        ],
+        // The bounding set is of no use to one that has no new privileges.
+        escaped: &["bounding-set", "raise-processes"],
+        hint: "user.max_user_namespaces",
+    },
+    Poorer {
+        what: "no mounts in a user namespace",
+        starter: &["forbid", "mounts", "--"],
+        subordinate_ids: true,
+        missing: &[("own-user", "newgidmap"), ("files", "Operation not permitted")],
+        escaped: &["raise-processes"],
+        hint: "NoNewPrivileges",
+    },
+    Poorer {
+        what: "no Landlock",
+        starter: &["forbid", "landlock", "--"],
+        subordinate_ids: true,
+        missing: &[("own-user", "newgidmap"), ("landlock", "no Landlock")],
+        // Who has vmd's user may signal vmd.
+        escaped: &["raise-processes", "signal-vmd", "signal-other-machine"],
+        hint: "lsm=",
+    },
+];
+
+#[test]
+fn a_host_that_forbids_a_layer_is_named_and_the_others_hold() {
+    let mut host = TestHost::with_vmd();
+    host.ok("network create n --mode isolated");
+    with_attacker(&mut host);
+    let forbid = host.path("forbid");
+    fs::copy(program_path("forbid"), &forbid).expect("copy");
+    let ids = fs::read_to_string(host.path("etc/subuid")).expect("ids");
+    let sleeper = Sleeper::start(&host);
+    for poorer in &POORER {
+        println!("{}", poorer.what);
+        host.kill_vmd();
+        fs::write(host.path("etc/subuid"), if poorer.subordinate_ids { ids.as_str() } else { "" })
+            .expect("ids");
+        host.vmd_starter = poorer
+            .starter
+            .iter()
+            .map(|word| if *word == "forbid" { forbid.clone() } else { (*word).into() })
+            .collect();
+        host.vmd_arguments.clear();
+        host.start_vmd();
+        let shown = host.ok_json("host show")["vmd"].clone();
+        let (holds, missing) = layers(&shown);
+        let expected: BTreeSet<_> = poorer.missing.iter().map(|(layer, _)| (*layer).to_owned()).collect();
+        let named: BTreeSet<_> = missing.iter().map(|(layer, _)| layer.clone()).collect();
+        assert_eq!(named, expected, "{missing:?}");
+        assert_eq!(holds.len() + named.len(), LAYERS.len(), "{holds:?}");
+        for (layer, word) in poorer.missing {
+            let (_, reason) = missing.iter().find(|(name, _)| name == layer).expect("layer");
+            println!("  {layer}: {reason}");
+            assert!(reason.contains(word), "{layer}: {reason}");
+            assert!(host.ok("host show").contains(reason.as_str()));
+        }
+        let report = attack(&host, sleeper.0.id().into());
+        let (denied, escaped) = count(&report);
+        let escaped: Vec<&str> = escaped.iter().filter_map(|line| line.split(' ').nth(1)).collect();
+        println!("  {denied} attempts to escape denied, not: {escaped:?}");
+        assert!(escaped.iter().all(|name| poorer.escaped.contains(name)), "{escaped:?}\n{report}");
+        host.ok("vm delete mallory");
+        // A vmd that insists starts nothing here, and says why and what to do.
+        host.kill_vmd();
+        host.vmd_arguments.push("--require-containment".into());
+        host.start_vmd();
+        host.ok("vm create mallory --network n");
+        let refused = host.kvmctl(&["vm", "start", "mallory"]);
+        assert_eq!(refused.code, 1, "{}", refused.stderr);
+        for word in [poorer.missing[0].1, poorer.hint, "--require-containment"] {
+            assert!(refused.stderr.contains(word), "{word}: {}", refused.stderr);
+        }
+        assert_eq!(host.machines(), Vec::<u32>::new());
+        assert_eq!(host.ok_json("port list"), json!([]));
+        host.ok("vm delete mallory");
+    }
 }
