@@ -10,7 +10,7 @@ use netd::{
 };
 use shared::{
     access::{Access, Gate},
-    audit::Audit,
+    audit::{self, Audit},
     events::{EventKind, News},
     fault::{Fault, Kind},
     limits,
@@ -69,8 +69,10 @@ async fn run(config: Config) -> Result<(), Fault> {
     let store = Store::open(&config.state_dir)?;
     let began = format!("netd {} began", env!("CARGO_PKG_VERSION"));
     store.tell(Vec::new(), vec![News::of(EventKind::Started, "", began)]);
+    let audit = Audit::open(&config.state_dir);
     let methods = proto::METHODS.iter().map(|method| (method.path, method.role, method.audited));
-    let gate = Gate::new(access.clone(), Audit::open(&config.state_dir), methods)?;
+    let gate = Gate::new(access.clone(), audit.clone(), methods)?;
+    tokio::spawn(audit::feed(&audit, store.clone(), stop.clone()));
     let kernel = LinuxKernel::new()?;
     let settings = Settings::new(config.dnsmasq, config.run_dir, store.instance().simple().to_string())?;
     let engine = Arc::new(Engine::new(settings, kernel.clone()));

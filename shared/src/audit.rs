@@ -4,6 +4,7 @@
 //! message of an error but its reason, so that no secret gets there. A disk that takes no line stops nothing.
 
 mod bucket;
+mod feed;
 mod file;
 
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     time::Timestamp,
 };
 use bucket::Buckets;
+pub use feed::feed;
 use file::LogFile;
 use serde::Serialize;
 use std::{

@@ -97,8 +97,13 @@ struct Begin {
 impl Begin {
     /// Objects that events tell of, each once.
     fn after<S: Source>(events: &[Arc<Event>], source: &S) -> Self {
-        let mut names: BTreeSet<String> =
-            events.iter().map(|event| &event.resource).filter(|name| source.covers(name)).cloned().collect();
+        let mut names: BTreeSet<String> = events
+            .iter()
+            .filter(|event| changes(event))
+            .map(|event| &event.resource)
+            .filter(|name| source.covers(name))
+            .cloned()
+            .collect();
         // What a daemon finds at its start is told of no object.
         if events.iter().any(|event| event.kind == EventKind::Started) {
             names.extend(source.all());
@@ -107,8 +112,13 @@ impl Begin {
     }
 }
 
+/// Whether an event tells of the object itself, and not of who asked for what.
+fn changes(event: &Event) -> bool {
+    !matches!(event.kind, EventKind::Audit | EventKind::Refused)
+}
+
 fn changed<S: Source>(source: &S, event: &Event) -> Option<Message<S::Object>> {
-    if !source.covers(&event.resource) {
+    if !changes(event) || !source.covers(&event.resource) {
         return None;
     }
     let change = match event.kind {

@@ -69,8 +69,10 @@ async fn run(config: Config) -> Result<(), Fault> {
         () = stop.cancelled() => return Ok(()),
     };
     let routes = server::routes(supervisor.clone(), access.clone(), stop.clone());
+    let audit = Audit::open(&config.state_dir);
     let methods = proto::METHODS.iter().map(|method| (method.path, method.role, method.audited));
-    let gate = Gate::new(access, Audit::open(&config.state_dir), methods)?;
+    let gate = Gate::new(access, audit.clone(), methods)?;
+    supervisor.tell_of(&audit, stop.clone());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
     let result = serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, stop.clone()).await;
     stop.cancel();

@@ -22,6 +22,7 @@ use crate::{
 use futures_util::future::join_all;
 use shared::{
     access::Caller,
+    audit::{self, Audit},
     events::{EventKind, EventLog, News},
     fault::{Fault, Kind},
     mac::Mac,
@@ -339,6 +340,11 @@ impl<P: Ports> Supervisor<P> {
     #[must_use]
     pub fn log(&self) -> &EventLog {
         self.0.context.store.events()
+    }
+
+    /// Tells each line of the audit log as an event, until `stop`.
+    pub fn tell_of(&self, audit: &Audit, stop: CancellationToken) {
+        self.0.tasks.spawn(audit::feed(audit, self.0.context.store.clone(), stop));
     }
 
     /// Tells that vmd ends, as the last thing. What was told before is then safe from the host's end too.
