@@ -15,6 +15,7 @@ packages=(
     mmdebstrap e2fsprogs zstd                      # the Debian machine
     uidmap                                         # machines' own users
     iputils-ping tcpdump util-linux jq strace procps  # tests and demo
+    libfaketime                                    # a wall clock that jumps
     isc-dhcp-client bind9-dnsutils                 # guests' own programs, in tests
     gcc libc6-dev make git                         # the build
 )

@@ -30,6 +30,11 @@ pub struct Config {
     /// admins, and members of the socket's group operators. Read again when it changes, and on SIGHUP.
     #[arg(long, value_name = "PATH")]
     pub access_file: Option<PathBuf>,
+    /// User, by name or number, to become after a start as root: netd then keeps CAP_NET_ADMIN, CAP_NET_RAW and
+    /// CAP_NET_BIND_SERVICE, and writes only to its own folders. Without it: `netd` or `kvmctl-netd`, if there is such a
+    /// user; else netd stays root.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
     /// Gives up a record that cannot be read, named as `kvmctl host show` does, and ends. netd must not run. What is
     /// left of the object in the kernel stays, and is named at the next start.
     #[arg(long, value_name = "KIND ID")]

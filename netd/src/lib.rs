@@ -13,6 +13,7 @@ pub mod fuzz;
 pub mod kernel;
 pub mod model;
 pub mod plan;
+pub mod privilege;
 pub mod reconciler;
 pub mod server;
 pub mod services;

@@ -4,6 +4,7 @@ use clap::Parser as _;
 use netd::{
     config::Config,
     kernel::{LinuxKernel, trace, watch},
+    privilege::{self, Outcome},
     reconciler::Reconciler,
     server,
     services::{Engine, Services, Settings, launch},
@@ -30,18 +31,7 @@ fn main() -> ExitCode {
         return code;
     }
     let config = Config::parse();
-    limits::raise_descriptors();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = match runtime {
-        Ok(runtime) => {
-            let result = runtime.block_on(run(config));
-            // A thread that waits for the kernel or a disk holds up no end.
-            runtime.shutdown_timeout(Duration::from_millis(200));
-            result
-        }
-        Err(error) => Err(Fault::internal("cannot start the runtime").cause(&error)),
-    };
-    match result {
+    match start(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             let mut stderr = std::io::stderr().lock();
@@ -55,15 +45,32 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(config: Config) -> Result<(), Fault> {
+fn group(config: &Config) -> Result<Option<u32>, Fault> {
+    let Some(group) = &config.socket_group else { return Ok(group_id("kvmctl")) };
+    group_id(group).map(Some).ok_or_else(|| {
+        Fault::new(Kind::InvalidArgument, "NO_SUCH_GROUP", format!("there is no group `{group}`"))
+    })
+}
+
+fn start(config: Config) -> Result<(), Fault> {
+    let group = group(&config)?;
+    // Before there are threads, since each has privileges of its own.
+    let given_up = privilege::give_up(&config, group)?;
+    limits::raise_descriptors();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| Fault::internal("cannot start the runtime").cause(&error))?;
+    let result = runtime.block_on(run(config, group, given_up));
+    // A thread that waits for the kernel or a disk holds up no end.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+async fn run(config: Config, group: Option<u32>, given_up: Outcome) -> Result<(), Fault> {
     let telemetry = telemetry::start("netd", "info")?;
+    for warning in &given_up.warnings {
+        tracing::warn!("{warning}");
+    }
     let stop = shutdown::on_signal().map_err(|e| Fault::internal("cannot watch for signals").cause(&e))?;
-    let group = match &config.socket_group {
-        Some(group) => Some(group_id(group).ok_or_else(|| {
-            Fault::new(Kind::InvalidArgument, "NO_SUCH_GROUP", format!("there is no group `{group}`"))
-        })?),
-        None => group_id("kvmctl"),
-    };
     let access = Access::open(config.access_file.as_deref(), group)?;
     access.reload_on_hangup().map_err(|e| Fault::internal("cannot watch for signals").cause(&e))?;
     let store = Store::open(&config.state_dir)?;
@@ -87,7 +94,10 @@ async fn run(config: Config) -> Result<(), Fault> {
     // Before anybody can ask for more: what was recorded is in force again.
     reconciler.converge().await?;
     steps::serving();
-    let bound = Bound::bind(&config.socket, group)?;
+    let bound = match given_up.socket {
+        Some(prepared) => prepared.listen()?,
+        None => Bound::bind(&config.socket, group)?,
+    };
     tracing::info!(socket = %config.socket.display(), instance = reconciler.instance(), "netd is ready");
     let repair = tokio::spawn(shutdown::keep_up("repair", stop.clone(), {
         let (reconciler, stop) = (reconciler.clone(), stop.clone());

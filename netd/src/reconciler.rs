@@ -135,6 +135,7 @@ impl<K: Kernel> Reconciler<K> {
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
         let reservations = store.load::<Reservation>(RESERVATION).await?;
         let flows = store.load::<Ending>(FLOWS).await?;
+        store.expend(&[RESERVATION, FLOWS]);
         let desired = Desired {
             instance: store.instance().simple().to_string(),
             networks: networks.records.into_iter().map(|(_, n)| (n.name.clone(), n)).collect(),

@@ -3,8 +3,10 @@
 mod groups;
 
 use crate::fault::{Fault, Kind};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::{
     fs, io,
+    os::fd::OwnedFd,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     pin::Pin,
@@ -17,6 +19,9 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 use tonic::transport::{Channel, Endpoint, server::Connected};
+
+/// Connections that wait to be accepted, at most, as far as the kernel lets them.
+const BACKLOG: i32 = 1024;
 
 /// The process at the other end of a connection, as the kernel knew it when it connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +90,14 @@ impl AsyncWrite for PeerStream {
     }
 }
 
+/// A socket that has its file and is not listened on yet: root may make it for a user who may not.
+#[derive(Debug)]
+pub struct Prepared {
+    socket: OwnedFd,
+    path: PathBuf,
+    inode: u64,
+}
+
 /// A bound listening socket that removes its file in the end.
 #[derive(Debug)]
 pub struct Bound {
@@ -93,13 +106,13 @@ pub struct Bound {
     inode: u64,
 }
 
-impl Bound {
-    /// Binds `path` with mode 0660, and gives it to `group` where one is named. The folder is made if missing. A
+impl Prepared {
+    /// Binds `path` with mode 0660, and gives it to `owner` and `group` where they are named. The folder is made if missing. A
     /// file left by a dead daemon is replaced; a living daemon's never is.
     ///
     /// # Errors
     /// ALREADY_EXISTS if a daemon listens there or the path is no socket; else what the kernel said.
-    pub fn bind(path: &Path, group: Option<u32>) -> Result<Self, Fault> {
+    pub fn bind(path: &Path, owner: Option<u32>, group: Option<u32>) -> Result<Self, Fault> {
         let failed = |what: &str, error: &io::Error| {
             Fault::new(Kind::FailedPrecondition, "SOCKET", format!("cannot {what} `{}`", path.display()))
                 .cause(error)
@@ -120,14 +133,44 @@ impl Bound {
             }
             fs::remove_file(path).map_err(|e| failed("replace", &e))?;
         }
-        let listener = UnixListener::bind(path).map_err(|e| failed("listen on", &e))?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(|e| failed("make a socket for", &e.into()))?;
+        SocketAddrUnix::new(path)
+            .and_then(|address| bind(&socket, &address))
+            .map_err(|e| failed("bind", &e.into()))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))
             .map_err(|e| failed("set the mode of", &e))?;
-        if group.is_some() {
-            std::os::unix::fs::chown(path, None, group).map_err(|e| failed("set the group of", &e))?;
+        if owner.is_some() || group.is_some() {
+            std::os::unix::fs::chown(path, owner, group).map_err(|e| failed("set the group of", &e))?;
         }
         let inode = fs::symlink_metadata(path).map_err(|e| failed("look at", &e))?.ino();
-        Ok(Self { listener, path: path.to_owned(), inode })
+        Ok(Self { socket, path: path.to_owned(), inode })
+    }
+
+    /// Listens, within a runtime.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION with what the kernel said.
+    pub fn listen(self) -> Result<Bound, Fault> {
+        let Self { socket, path, inode } = self;
+        let listening = listen(&socket, BACKLOG).map_err(io::Error::from);
+        let listener = listening.and_then(|()| UnixListener::from_std(socket.into())).map_err(|e| {
+            let message = format!("cannot listen on `{}`", path.display());
+            Fault::new(Kind::FailedPrecondition, "SOCKET", message).cause(&e)
+        })?;
+        Ok(Bound { listener, path, inode })
+    }
+}
+
+impl Bound {
+    /// Binds `path` with mode 0660, and gives it to `group` where one is named. The folder is made if missing. A
+    /// file left by a dead daemon is replaced; a living daemon's never is.
+    ///
+    /// # Errors
+    /// ALREADY_EXISTS if a daemon listens there or the path is no socket; else what the kernel said.
+    pub fn bind(path: &Path, group: Option<u32>) -> Result<Self, Fault> {
+        Prepared::bind(path, None, group)?.listen()
     }
 
     /// Accepts one connection.

@@ -216,7 +216,7 @@ impl Store {
                 Some(format!("degraded: changes are refused: {}: {hints}", fault.chain()))
             }
             (None, Some(room)) => Some(format!(
-                "degraded: the state folder `{}` {}: changes will be refused",
+                "degraded: the state folder `{}` {}: changes may be refused",
                 about.dir.display(),
                 room.what()
             )),
@@ -247,6 +247,18 @@ impl Store {
     pub fn reject(&self, kind: &str, id: &str, why: &str) {
         let mut broken = self.about.broken.write().unwrap_or_else(PoisonError::into_inner);
         broken.insert((kind.to_owned(), id.to_owned()), why.to_owned());
+    }
+
+    /// Lets records of a kind that cannot be read be replaced: notes of the daemon's own, which nobody asked for.
+    pub fn expend(&self, kinds: &[&str]) {
+        let mut broken = self.about.broken.write().unwrap_or_else(PoisonError::into_inner);
+        broken.retain(|(kind, id), why| {
+            let goes = kinds.contains(&kind.as_str());
+            if goes {
+                tracing::warn!(kind, id, why, "a note of this daemon's cannot be read, and does not count");
+            }
+            !goes
+        });
     }
 
     /// Whether a record of this kind cannot be read.
@@ -407,8 +419,12 @@ fn make_private(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// Locks the folder itself, which needs no room, and the file that earlier versions lock, where it can be had.
-pub(crate) fn lock(dir: &Path) -> Result<Vec<File>, Fault> {
+/// Locks a state folder until the result is dropped: the folder itself, which needs no room, and the file that earlier
+/// versions lock, where it can be had.
+///
+/// # Errors
+/// FAILED_PRECONDITION, STATE_LOCKED, if another process has it.
+pub fn lock(dir: &Path) -> Result<Vec<File>, Fault> {
     let failed = |path: &Path, error: &dyn std::error::Error| {
         Fault::new(Kind::FailedPrecondition, "STATE_LOCKED", format!("cannot lock `{}`", path.display()))
             .cause(error)

@@ -42,6 +42,9 @@ pub struct Config {
     /// admins, and members of the socket's group operators. Read again when it changes, and on SIGHUP.
     #[arg(long, value_name = "PATH")]
     pub access_file: Option<PathBuf>,
+    /// Lets vmd run as root, where a container has no other user. Its guests are then root's.
+    #[arg(long)]
+    pub allow_root: bool,
     /// Gives up a record that cannot be read, named as `kvmctl host show` does, and ends. vmd must not run.
     #[arg(long, value_name = "KIND ID")]
     pub forget: Option<String>,

@@ -1,10 +1,11 @@
 //! The program: reads the command line, opens the state, adopts what runs, serves until told to end.
 
 use clap::Parser as _;
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use shared::{
     access::{Access, Gate},
     audit::Audit,
-    fault::Fault,
+    fault::{Fault, Kind},
     limits, serve, shutdown,
     socket::Bound,
     telemetry,
@@ -23,6 +24,13 @@ fn main() -> ExitCode {
         return code;
     }
     let config = Config::parse();
+    if let Err(fault) = give_up_privileges(config.allow_root) {
+        eprintln!("vmd: {}", fault.chain());
+        for hint in fault.hints() {
+            eprintln!("hint: {hint}");
+        }
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("vmd")
@@ -47,6 +55,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// vmd needs no capability: it asks netd. Before there are threads, since each has its own.
+fn give_up_privileges(allow_root: bool) -> Result<(), Fault> {
+    if rustix::process::geteuid().is_root() {
+        return if allow_root {
+            Ok(())
+        } else {
+            Err(Fault::new(Kind::FailedPrecondition, "ROOT", "vmd does not run as root, which it has no need of")
+                .hint("start it as a user of its own, as vmd.service does; --allow-root is for containers that have none"))
+        };
+    }
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    // Those of the ambient set go with the inheritable ones.
+    set_capabilities(None, sets).map_err(|e| Fault::internal("cannot give up capabilities").cause(&e))
 }
 
 async fn run(config: Config) -> Result<(), Fault> {

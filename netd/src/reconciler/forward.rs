@@ -184,7 +184,11 @@ impl<K: Kernel> Reconciler<K> {
         let forward = self.forward(key)?.forward;
         let forward = Forward { deleting: true, updated: Timestamp::now(), ..forward };
         let result = self.lower_forward(&forward, writer).await;
-        if let Err(fault) = &result {
+        // One that could not be recorded has changed nothing.
+        let begun = || self.read().desired.forwards.get(key).is_some_and(|forward| forward.deleting);
+        if let Err(fault) = &result
+            && begun()
+        {
             self.publish(forward.resource(), Err(fault.clone()));
         }
         result

@@ -227,7 +227,11 @@ impl<K: Kernel> Reconciler<K> {
         may_change(&port, caller)?;
         let port = Port { deleting: true, updated: Timestamp::now(), ..port };
         let result = self.lower_port(&port, &mut writer).await;
-        if let Err(fault) = &result {
+        // One that could not be recorded has changed nothing.
+        let begun = || self.read().desired.ports.get(key).is_some_and(|port| port.deleting);
+        if let Err(fault) = &result
+            && begun()
+        {
             self.publish(port.resource(), Err(fault.clone()));
         }
         result

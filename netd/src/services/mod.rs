@@ -19,8 +19,27 @@ pub use engine::{Engine, Settings};
 pub use lease::Lease;
 
 use crate::model::{Network, Port};
-use shared::{fault::Fault, name::Name};
-use std::sync::Arc;
+use folder::Folder;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use shared::{fault::Fault, name::Name, process};
+use std::{fs, path::Path, sync::Arc};
+
+/// Ends the servers of a run folder that belong to another user, as only root can: the next netd starts them anew.
+pub fn end_those_of_others(run_dir: &Path, uid: u32) {
+    for entry in fs::read_dir(run_dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(record) = name.and_then(|name| Folder::new(run_dir, &name).record()) else { continue };
+        let Some(pid) = Pid::from_raw(record.pid.cast_signed()) else { continue };
+        // Held before it is looked at, so that it cannot be another by then.
+        let Ok(held) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+        let theirs = process::uid(record.pid).is_ok_and(|is| is != uid)
+            && process::identity(record.pid).is_ok_and(|is| is == record.identity);
+        if theirs {
+            // One that is gone by now is as good.
+            let _ = pidfd_send_signal(&held, Signal::TERM);
+        }
+    }
+}
 
 /// Whether guests of a network are served.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -69,6 +69,10 @@ impl Disk {
             remove(&scan::log_of(&path))?;
         }
         let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        // SQLite takes what it gets, and would stay so when the disk can be written again.
+        if connection.is_readonly("main")? {
+            return Err(io::Error::from(rustix::io::Errno::ROFS).into());
+        }
         // Nobody else may have it, so the log needs no shared memory, which a full disk has no room for.
         connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         connection.pragma_update(None, "journal_mode", "WAL")?;

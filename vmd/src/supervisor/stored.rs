@@ -68,12 +68,14 @@ pub(super) async fn load(store: &Store) -> Result<Stored, Fault> {
         .map(|(resource, port)| (resource, port.uid))
         .collect();
     let exits = store.load::<LastExit>(KIND_EXIT).await?.records.into_iter().collect();
+    store.expend(&[KIND_EXIT, KIND_EPOCH]);
     Ok(Stored { records, runs, exits, orphans, broken })
 }
 
 /// Counts this life of vmd. A disk that is full must not keep vmd from its machines: the number is then written later.
 pub(super) async fn next_epoch(store: &Store) -> Result<i64, Fault> {
     let last = store.load::<i64>(KIND_EPOCH).await?.records.first().map_or(0, |(_, epoch)| *epoch);
+    store.expend(&[KIND_EPOCH]);
     let op = Op::put(KIND_EPOCH, "", &(last + 1))?;
     if let Err(fault) = store.commit(vec![op.clone()]).await {
         tracing::error!(error = fault.chain(), "cannot count this start");
