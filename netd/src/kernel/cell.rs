@@ -39,7 +39,7 @@ impl LinuxKernel {
             LinkAttribute::Address(spec.inner_mac.bytes().to_vec()),
             LinkAttribute::Mtu(spec.outer.mtu),
         ]);
-        let made = self.netlink.link().add(message).execute().await;
+        let made = self.netlink().link().add(message).execute().await;
         made.map_err(|e| refused(format!("cannot create link `{name}`"), e))?;
         steps::point(|| format!("after the creation of cell `{name}`"))?;
         for key in ["disable_ipv6", "addr_gen_mode"].map(|key| format!("net/ipv6/conf/{name}/{key}")) {

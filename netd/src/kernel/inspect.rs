@@ -208,7 +208,7 @@ impl LinuxKernel {
             Fault::new(Kind::Internal, "NETLINK", format!("cannot ask for the route to {}", query.to))
                 .cause(e)
         };
-        let mut answers = self.netlink.clone().request(request).map_err(|e| failed(&e))?;
+        let mut answers = self.netlink().request(request).map_err(|e| failed(&e))?;
         while let Some(answer) = answers.next().await {
             match answer.payload {
                 NetlinkPayload::Error(error) => {
@@ -246,7 +246,7 @@ impl LinuxKernel {
 
     async fn link_messages(&self) -> Result<Vec<LinkMessage>, Fault> {
         let _dump = self.dump.lock().await;
-        let links = self.netlink.link().get().execute();
+        let links = self.netlink().link().get().execute();
         links
             .try_collect()
             .await
@@ -275,7 +275,8 @@ impl LinuxKernel {
         }
         let Some(index) = oif else { return Ok(RouteAnswer::Refused(Refusal::NoRoute)) };
         let failed = |e| Fault::new(Kind::Internal, "NETLINK", "cannot look at a link").cause(&e);
-        let link = self.netlink.link().get().match_index(index).execute().try_next().await.map_err(failed)?;
+        let link =
+            self.netlink().link().get().match_index(index).execute().try_next().await.map_err(failed)?;
         let named = link.as_ref().and_then(name);
         Ok(named.map_or(RouteAnswer::Refused(Refusal::NoRoute), |oif| RouteAnswer::Unicast { oif, gateway }))
     }

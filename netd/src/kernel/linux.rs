@@ -1,6 +1,7 @@
 //! The real kernel, by rtnetlink, nft, /dev/net/tun and /proc/sys.
 
 mod address;
+mod netlink;
 mod shaping;
 
 use super::{
@@ -16,6 +17,7 @@ use crate::{
     plan,
 };
 use futures_util::TryStreamExt as _;
+use netlink::Netlink;
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_route::{
@@ -39,7 +41,7 @@ const ESRCH: i32 = 3;
 /// The kernel of the network namespace that the process runs in.
 #[derive(Clone, Debug)]
 pub struct LinuxKernel {
-    pub(super) netlink: Handle,
+    netlink: Netlink,
     /// A netlink socket carries one dump at a time: the kernel answers a second one with EBUSY.
     pub(super) dump: Arc<Mutex<()>>,
 }
@@ -71,15 +73,15 @@ impl LinuxKernel {
     /// # Errors
     /// FAILED_PRECONDITION if the kernel gives none.
     pub fn new() -> Result<Self, Fault> {
-        let (connection, netlink, _) = rtnetlink::new_connection().map_err(|e| {
-            Fault::new(Kind::FailedPrecondition, "NETLINK", "cannot open an rtnetlink socket").cause(&e)
-        })?;
-        tokio::spawn(connection);
-        Ok(Self { netlink, dump: Arc::default() })
+        Ok(Self { netlink: Netlink::new()?, dump: Arc::default() })
+    }
+
+    pub(super) fn netlink(&self) -> Handle {
+        self.netlink.handle()
     }
 
     pub(super) async fn link(&self, name: &IfName) -> Result<Option<LinkMessage>, Fault> {
-        let found = self.netlink.link().get().match_name(name.to_string()).execute().try_next().await;
+        let found = self.netlink().link().get().match_name(name.to_string()).execute().try_next().await;
         match found {
             Ok(message) => Ok(message),
             Err(rtnetlink::Error::NetlinkError(m)) if m.raw_code() == -ENODEV => Ok(None),
@@ -96,14 +98,14 @@ impl LinuxKernel {
     async fn all_links(&self) -> Result<BTreeMap<IfName, Link>, Fault> {
         let _dump = self.dump.lock().await;
         let failed = |e| refused("cannot list the links", e);
-        let messages: Vec<_> = self.netlink.link().get().execute().try_collect().await.map_err(failed)?;
+        let messages: Vec<_> = self.netlink().link().get().execute().try_collect().await.map_err(failed)?;
         let mut links = link::resolve(messages.iter().filter_map(link::parse).collect());
-        shape::look_at_all(&self.netlink, &mut links)
+        shape::look_at_all(&self.netlink(), &mut links)
             .await
             .map_err(|e| refused("cannot list the qdiscs", e))?;
         let mut by_index: BTreeMap<u32, &mut Link> =
             links.values_mut().map(|link| (link.index, link)).collect();
-        let mut addresses = self.netlink.address().get().execute();
+        let mut addresses = self.netlink().address().get().execute();
         while let Some(message) =
             addresses.try_next().await.map_err(|e| refused("cannot list the addresses", e))?
         {
@@ -116,7 +118,7 @@ impl LinuxKernel {
         let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
         let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
         for family in [v4, v6] {
-            let mut routes = self.netlink.route().get(family).execute();
+            let mut routes = self.netlink().route().get(family).execute();
             while let Some(message) =
                 routes.try_next().await.map_err(|e| refused("cannot list the routes", e))?
             {
@@ -196,10 +198,10 @@ impl LinuxKernel {
         alias: &str,
         message: LinkMessage,
     ) -> Result<(), rtnetlink::Error> {
-        let made = self.netlink.link().add(message.clone()).execute().await;
+        let made = self.netlink().link().add(message.clone()).execute().await;
         let taken = matches!(&made, Err(rtnetlink::Error::NetlinkError(m)) if m.raw_code() == -EEXIST);
         if taken && self.clear_the_way(name, alias).await {
-            return self.netlink.link().add(message).execute().await;
+            return self.netlink().link().add(message).execute().await;
         }
         made
     }
@@ -219,7 +221,7 @@ impl LinuxKernel {
         builder: LinkMessageBuilder<LinkUnspec>,
         what: &str,
     ) -> Result<(), Fault> {
-        self.netlink
+        self.netlink()
             .link()
             .change(builder.build())
             .execute()
@@ -295,7 +297,7 @@ impl LinuxKernel {
             .group_fwd_mask(flags.reserved_groups)
             .hairpin(flags.hairpin)
             .build();
-        self.netlink
+        self.netlink()
             .link()
             .set_port(port)
             .execute()
@@ -303,7 +305,7 @@ impl LinuxKernel {
             .map_err(|e| refused(format!("cannot guard port `{name}`"), e))?;
         steps::point(|| format!("after the flags of `{name}`"))?;
         let entry = self
-            .netlink
+            .netlink()
             .neighbours()
             .add_bridge(index, &spec.mac.bytes())
             .state(NeighbourState::Noarp)
@@ -315,7 +317,7 @@ impl LinuxKernel {
 
     pub(super) async fn delete_link(&self, name: &IfName) -> Result<(), Fault> {
         let Some(message) = self.link(name).await? else { return Ok(()) };
-        let result = self.netlink.link().del(message.header.index).execute().await;
+        let result = self.netlink().link().del(message.header.index).execute().await;
         settled(result, &[ENODEV]).map_err(|e| refused(format!("cannot delete link `{name}`"), e))
     }
 }
@@ -410,7 +412,7 @@ impl LinuxKernel {
             Action::AddAddress(name, address) => self.add_address(name, address).await,
             Action::DeleteAddress(name, address) => {
                 let message = address_message(self.index(name).await?, address);
-                settled(self.netlink.address().del(message).execute().await, &[EADDRNOTAVAIL])
+                settled(self.netlink().address().del(message).execute().await, &[EADDRNOTAVAIL])
                     .map_err(|e| refused(format!("cannot remove {} from `{name}`", address.net), e))
             }
             Action::CopyNeighbours { from, to } => self.copy_neighbours(from, to).await,
@@ -422,7 +424,7 @@ impl LinuxKernel {
             }
             Action::DeleteRoute(name, route) => {
                 let message = route_message(self.index(name).await?, route);
-                settled(self.netlink.route().del(message).execute().await, &[ESRCH]).map_err(|e| {
+                settled(self.netlink().route().del(message).execute().await, &[ESRCH]).map_err(|e| {
                     refused(format!("cannot remove the route to {} from `{name}`", route.destination), e)
                 })
             }

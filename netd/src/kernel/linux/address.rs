@@ -30,7 +30,7 @@ impl LinuxKernel {
     pub(super) async fn append_route(&self, message: RouteMessage) -> Result<(), rtnetlink::Error> {
         let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewRoute(message));
         request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
-        let mut answers = self.netlink.clone().request(request)?;
+        let mut answers = self.netlink().request(request)?;
         while let Some(answer) = answers.next().await {
             if let NetlinkPayload::Error(error) = answer.payload {
                 return Err(rtnetlink::Error::NetlinkError(error));
@@ -42,7 +42,7 @@ impl LinuxKernel {
     pub(super) async fn add_address(&self, name: &IfName, address: &Address) -> Result<(), Fault> {
         let index = self.index(name).await?;
         let failed = |e| refused(format!("cannot add {} to `{name}`", address.net), e);
-        let mut request = self.netlink.address().add(index, IpAddr::from([0, 0, 0, 0]), 0).replace();
+        let mut request = self.netlink().address().add(index, IpAddr::from([0, 0, 0, 0]), 0).replace();
         *request.message_mut() = address_message(index, address);
         settled(request.execute().await, &[EEXIST]).map_err(failed)?;
         if address.net.addr().is_ipv4() {
@@ -68,7 +68,7 @@ impl LinuxKernel {
     async fn is_local(&self, index: u32, address: IpAddr) -> Result<bool, rtnetlink::Error> {
         let _dump = self.dump.lock().await;
         let all = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
-        let mut routes = self.netlink.route().get(all).execute();
+        let mut routes = self.netlink().route().get(all).execute();
         let mut found = false;
         while let Some(message) = routes.try_next().await? {
             found |= is_local_route(&message, index, address);
@@ -80,7 +80,7 @@ impl LinuxKernel {
         let (source, target) = (self.index(from).await?, self.index(to).await?);
         let known: Vec<_> = {
             let _dump = self.dump.lock().await;
-            let dump = self.netlink.neighbours().get().execute();
+            let dump = self.netlink().neighbours().get().execute();
             dump.try_collect().await.map_err(|e| refused("cannot list the neighbours", e))?
         };
         for message in known {
@@ -88,7 +88,7 @@ impl LinuxKernel {
             else {
                 continue;
             };
-            let request = self.netlink.neighbours().add(target, address).link_layer_address(&mac);
+            let request = self.netlink().neighbours().add(target, address).link_layer_address(&mac);
             request
                 .state(NeighbourState::Stale)
                 .replace()

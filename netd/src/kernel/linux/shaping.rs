@@ -26,14 +26,14 @@ impl LinuxKernel {
         match action {
             Action::CreateIfb { name, alias, rate } => self.create_ifb(name, alias, *rate).await,
             Action::SetRate(name, rate) => self.set_rate(name, *rate).await,
-            Action::ClearRate(name) => shape::clear(&self.netlink, self.index(name).await?)
+            Action::ClearRate(name) => shape::clear(&self.netlink(), self.index(name).await?)
                 .await
                 .map_err(|e| failed(format!("cannot remove the rate of `{name}`"), e)),
             Action::Redirect { tap, ifb } => self.redirect(tap, ifb).await,
             Action::Unredirect(tap) => {
                 let index = self.index(tap).await?;
                 let _dump = self.dump.lock().await;
-                shape::unredirect(&self.netlink, index)
+                shape::unredirect(&self.netlink(), index)
                     .await
                     .map_err(|e| failed(format!("cannot end the redirect of `{tap}`"), e))
             }
@@ -42,14 +42,14 @@ impl LinuxKernel {
     }
 
     pub(super) async fn set_rate(&self, name: &IfName, rate: Rate) -> Result<(), Fault> {
-        shape::set(&self.netlink, self.index(name).await?, rate)
+        shape::set(&self.netlink(), self.index(name).await?, rate)
             .await
             .map_err(|e| failed(format!("cannot set the rate of `{name}`"), e))
     }
 
     pub(super) async fn redirect(&self, tap: &IfName, ifb: &IfName) -> Result<(), Fault> {
         let (from, to) = (self.index(tap).await?, self.index(ifb).await?);
-        shape::redirect(&self.netlink, from, to)
+        shape::redirect(&self.netlink(), from, to)
             .await
             .map_err(|e| failed(format!("cannot lead what `{tap}` receives through `{ifb}`"), e))
     }
@@ -80,7 +80,7 @@ impl LinuxKernel {
             let Some(mut found) = link::parse(&message) else { continue };
             if found.link.group == LINK_GROUP {
                 let _dump = self.dump.lock().await;
-                shape::look_at(&self.netlink, &mut found.link, link::qdisc(&message))
+                shape::look_at(&self.netlink(), &mut found.link, link::qdisc(&message))
                     .await
                     .map_err(|e| refused(format!("cannot look at the rate of `{name}`"), e))?;
             }
