@@ -5,9 +5,11 @@
 
 mod operation;
 mod records;
+mod sweep;
 
 pub use operation::{Operation, Request, all};
 pub use records::Records;
+pub use sweep::sweep;
 
 use crate::{
     census::{Census, Held},
@@ -206,14 +208,26 @@ impl Bench {
             self.host.start_netd();
         }
         self.no_plan();
+        if mode == "twice" {
+            assert!(outcome.is_ok(), "not the same twice: {outcome:?}");
+        }
+        let may_wait = mode == "fail";
+        self.settle(operation, (before, after), (outcome.is_ok(), may_wait), retries);
+    }
+
+    /// After a fault: the host is as the records say, the same request succeeds, and what it did is undone. `done`: the
+    /// request said that all went well; `may_wait`: netd lives on, and may have put a delete off.
+    fn settle(
+        &self,
+        operation: &Operation,
+        (before, after): (&Model, &Model),
+        (done, may_wait): (bool, bool),
+        retries: &mut (usize, usize),
+    ) {
         let records = Records::of(&self.host);
         // Where the request said that all went well, it is so.
-        let done = outcome.is_ok();
-        if mode == "twice" {
-            assert!(done, "not the same twice: {outcome:?}");
-        }
         if !done && records.is_deleting() {
-            assert_eq!(mode, "fail", "a start that leaves something to delete");
+            assert!(may_wait, "a start that leaves something to delete");
         } else if done || records == after.records {
             after.records.assert_same(&records);
             after.census.await_same(&self.host);
@@ -286,10 +300,17 @@ pub struct Model {
 }
 
 impl Model {
-    /// The present one.
+    /// The present one, once two pictures are the same: what a daemon does after its answer, it does soon.
     #[must_use]
     pub fn of(host: &TestHost) -> Self {
-        Self { records: Records::of(host), census: Census::whole(host) }
+        let mut before = Census::whole(host);
+        wait::until("a host that stays as it is", || {
+            let now = Census::whole(host);
+            let same = now == before;
+            before = now;
+            same.then_some(())
+        });
+        Self { records: Records::of(host), census: before }
     }
 
     /// Waits until the host is so.

@@ -68,7 +68,8 @@ impl Census {
             let parts = split(&text);
             super::settled(&json(&parts["addresses"])).then_some(parts)
         });
-        let chance = chance(&json(&parts["links"]), &parts["rules"]);
+        let mut chance = chance(&json(&parts["links"]), &parts["rules"]);
+        chance.push((host.dir.path().display().to_string(), "DIR".to_owned()));
         parts.insert("processes".to_owned(), processes(host));
         for folder in ["netd-state", "netd-run"] {
             parts.insert(folder.to_owned(), folder_of(&host.dir.path().join(folder)));
@@ -245,7 +246,8 @@ fn processes(host: &TestHost) -> String {
             stat.rsplit_once(')').map(|(_, after)| after.split_whitespace().collect()).unwrap_or_default();
         let child = after.get(1).is_some_and(|parent| parent.parse().ok() == host.netd_id());
         if child && after.first() == Some(&"Z") {
-            found.push(format!("ended and not reaped: {stat}"));
+            let name = stat.split(['(', ')']).nth(1).unwrap_or_default();
+            found.push(format!("ended and not reaped: {name}"));
         }
     }
     found.sort();
@@ -258,6 +260,10 @@ fn folder_of(folder: &Path) -> String {
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
             let Ok(meta) = entry.metadata() else { continue };
             let name = entry.path().strip_prefix(top).unwrap_or(path).display().to_string();
+            // The store writes its copy some seconds later, by itself.
+            if name.starts_with("state.sqlite.copy") {
+                continue;
+            }
             text.push(format!("{name} {:o} {}:{}", meta.mode(), meta.uid(), meta.gid()));
             if meta.is_dir() {
                 walk(top, &entry.path(), text);
