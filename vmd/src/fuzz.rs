@@ -43,7 +43,7 @@ pub fn images(data: &[u8]) -> Outcome {
         read_only: sort % 2 == 0,
         media: DiskMedia::Disk,
     };
-    let opened = files::open_disk(&disk);
+    let opened = files::open_disk(&disk, &crate::qemu::reach::Reach::Anywhere);
     assert_eq!(fs::read(&path).ok().as_deref(), Some(image), "the image was changed");
     opened.map_err(|fault| {
         assert!(!fault.hints().is_empty(), "{fault}");

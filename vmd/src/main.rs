@@ -3,7 +3,7 @@
 use clap::Parser as _;
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use shared::{
-    access::{Access, Gate},
+    access::Gate,
     audit::Audit,
     fault::{Fault, Kind},
     limits, serve, shutdown,
@@ -81,21 +81,18 @@ async fn run(config: Config) -> Result<(), Fault> {
     if let Some(what) = &config.forget {
         return supervisor::forget(&config, what).await;
     }
-    let group = config.group()?;
-    let access = Access::open(config.access_file.as_deref(), group)?;
-    access.reload_on_hangup().map_err(|e| Fault::internal("cannot install signal handlers").cause(&e))?;
     // Bound early, so that a second vmd fails before it looks at anything; served only once all is adopted.
-    let bound = Bound::bind(&config.socket, group)?;
+    let bound = Bound::bind(&config.socket, config.group()?)?;
     let ports = NetdPorts::new(&config.netd)?;
     let supervisor = tokio::select! {
         supervisor = Supervisor::open(&config, ports, stop.clone()) => supervisor?,
         // A QEMU that is silent holds the adoption up, but not the end: the next vmd adopts it.
         () = stop.cancelled() => return Ok(()),
     };
-    let routes = server::routes(supervisor.clone(), access.clone(), stop.clone());
+    let routes = server::routes(supervisor.clone(), stop.clone());
     let audit = Audit::open(&config.state_dir);
     let methods = proto::METHODS.iter().map(|method| (method.path, method.role, method.audited));
-    let gate = Gate::new(access, audit.clone(), methods)?;
+    let gate = Gate::new(supervisor.access().clone(), audit.clone(), methods)?;
     supervisor.tell_of(&audit, stop.clone());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
     let result = serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, stop.clone()).await;

@@ -6,6 +6,7 @@ pub mod host;
 pub mod launch;
 pub mod qcow2;
 pub mod qmp;
+pub mod reach;
 pub mod stderr;
 pub mod tap;
 

@@ -23,7 +23,7 @@ use proto::vmd::v1::{
     vm_service_server::{VmService, VmServiceServer},
 };
 use shared::{
-    access::{Access, Caller},
+    access::Caller,
     fault::{Fault, Kind},
     name::Name,
 };
@@ -40,13 +40,12 @@ type Vms = Pin<Box<dyn Stream<Item = Result<wire::Vm, Status>> + Send>>;
 #[derive(Clone, Debug)]
 struct Server<P> {
     supervisor: Supervisor<P>,
-    access: Access,
     stop: CancellationToken,
 }
 
-/// All services, to be served behind a gate that knows the caller by `access`.
-pub fn routes<P: Ports>(supervisor: Supervisor<P>, access: Access, stop: CancellationToken) -> Routes {
-    let server = Arc::new(Server { supervisor, access, stop });
+/// All services, to be served behind a gate that knows the caller by the supervisor's access file.
+pub fn routes<P: Ports>(supervisor: Supervisor<P>, stop: CancellationToken) -> Routes {
+    let server = Arc::new(Server { supervisor, stop });
     Routes::new(VmServiceServer::from_arc(Arc::clone(&server)))
         .add_service(EventServiceServer::from_arc(Arc::clone(&server)))
         .add_service(HostServiceServer::from_arc(server))
@@ -224,6 +223,7 @@ impl<P: Ports> VmService for Server<P> {
     async fn read_console_log(&self, request: Request<ReadConsoleLogRequest>) -> Answer<Chunks> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
+        caller.about(&request.name);
         let (name, handle) = self.own(&caller, &request.name)?;
         let view = console::View { name, handle, offset: request.offset, stop: self.stop.clone() };
         Ok(Response::new(console::log(view, request.follow)))
@@ -248,7 +248,7 @@ impl<P: Ports> HostService for Server<P> {
         let caller = Caller::of(&request)?;
         let host = self.supervisor.host();
         let mut warnings = self.supervisor.warnings();
-        warnings.extend(self.access.trouble());
+        warnings.extend(self.supervisor.access().trouble());
         let (accelerator, accelerator_reason) = match host.accelerator() {
             Ok(choice) => {
                 warnings.extend(choice.warning);

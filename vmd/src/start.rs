@@ -20,6 +20,7 @@ use crate::{
         launch::{self, FIRST_FD, Launch},
         process::{self, Exit, Process},
         qmp::{self, Event, Qmp},
+        reach::Reach,
         stderr::Stderr,
         tap,
     },
@@ -27,6 +28,7 @@ use crate::{
 pub use nics::port_names;
 use serde_json::Value;
 use shared::{
+    access::Access,
     fault::{Fault, Kind},
     name::Name,
     store::{Op, Store},
@@ -71,6 +73,8 @@ pub struct Context<P> {
     pub ports: P,
     /// The record of ports.
     pub releases: Releases<P>,
+    /// Who may do what.
+    pub access: Access,
     /// This host's QEMU.
     pub host: Host,
     /// What keeps QEMU in on this host.
@@ -96,6 +100,12 @@ impl<P> Context<P> {
     #[must_use]
     pub fn state_folder(&self, name: &Name) -> PathBuf {
         self.state_dir.join("vms").join(name.as_str())
+    }
+
+    /// Which files of the host a machine may be given.
+    #[must_use]
+    pub fn reach(&self, confined: bool, owner: u32) -> Reach {
+        if confined { Reach::Beneath { folders: self.access.images(), owner } } else { Reach::Anywhere }
     }
 
     /// Whether the machine's sockets have room in an address.
@@ -174,7 +184,7 @@ async fn steps<P: Ports>(
     let choice = context.host.accelerator()?;
     let version = context.host.version().await?;
     let cpu_model = cpu_model(record, choice.accelerator)?;
-    let disks = open_disks(record).await?;
+    let disks = open_disks(record, context.reach(record.confined, record.owner)).await?;
     let confined = confine::confine(context, record, choice.accelerator, &disks).await?;
     let ports = nics::make_ports(context, record, undo).await?;
     let taps = ports
@@ -271,12 +281,14 @@ fn cpu_model(record: &Record, accelerator: Accelerator) -> Result<String, Fault>
     }
 }
 
-async fn open_disks(record: &Record) -> Result<Vec<OpenDisk>, Fault> {
+async fn open_disks(record: &Record, reach: Reach) -> Result<Vec<OpenDisk>, Fault> {
     let spec = record.spec.clone();
     // A dead network file system may block for long.
-    tokio::task::spawn_blocking(move || spec.disks.iter().map(files::open_disk).collect())
-        .await
-        .map_err(|e| Fault::internal("the task that opens disks died").cause(&e))?
+    tokio::task::spawn_blocking(move || {
+        spec.disks.iter().map(|disk| files::open_disk(disk, &reach)).collect()
+    })
+    .await
+    .map_err(|e| Fault::internal("the task that opens disks died").cause(&e))?
 }
 
 fn folder_fault(folder: &Path, error: &dyn std::error::Error) -> Fault {

@@ -21,7 +21,7 @@ use crate::{
 };
 use futures_util::future::join_all;
 use shared::{
-    access::Caller,
+    access::{Access, Caller},
     audit::{self, Audit},
     events::{EventKind, EventLog, News},
     fault::{Fault, Kind},
@@ -82,6 +82,8 @@ impl<P: Ports> Supervisor<P> {
     pub async fn open(config: &Config, ports: P, stop: CancellationToken) -> Result<Self, Fault> {
         let state_dir = private_folder(&config.state_dir, "--state-dir")?;
         let run_dir = private_folder(&config.run_dir, "--run-dir")?;
+        let access = Access::open(config.access_file.as_deref(), config.group()?)?;
+        access.reload_on_hangup().map_err(|e| Fault::internal("cannot watch for signals").cause(&e))?;
         let store = Store::open(&state_dir)?;
         let began = format!("vmd {} began", env!("CARGO_PKG_VERSION"));
         store.tell(Vec::new(), vec![News::of(EventKind::Started, "", began)]);
@@ -93,6 +95,7 @@ impl<P: Ports> Supervisor<P> {
         let launcher = std::env::current_exe()
             .map_err(|e| Fault::internal("cannot find this program's own file").cause(&e))?;
         let context = Arc::new(Context {
+            access,
             releases: Releases::new(store.clone(), ports.clone(), orphans),
             store,
             ports,
@@ -207,9 +210,7 @@ impl<P: Ports> Supervisor<P> {
             return Ok(vm);
         }
         // Before the lock: a file system or a netd that hangs must hold up nobody else.
-        self.check(&new.name, &new.spec)
-            .await
-            .map_err(|e| e.context(format!("cannot create machine `{}`", new.name)))?;
+        self.check(&new).await.map_err(|e| e.context(format!("cannot create machine `{}`", new.name)))?;
         let _changing = self.0.changing.lock().await;
         if let Some(vm) = self.made(&new)? {
             return Ok(vm);
@@ -283,11 +284,12 @@ impl<P: Ports> Supervisor<P> {
     }
 
     /// All that can be known before a start.
-    async fn check(&self, name: &Name, spec: &Spec) -> Result<(), Fault> {
+    async fn check(&self, new: &NewVm) -> Result<(), Fault> {
+        let NewVm { name, spec, owner, .. } = new;
         let context = &self.0.context;
         context.check_paths(name)?;
-        let files = spec.clone();
-        tokio::task::spawn_blocking(move || files::check(&files))
+        let (files, reach) = (spec.clone(), context.reach(!owner.is_admin(), owner.uid));
+        tokio::task::spawn_blocking(move || files::check(&files, &reach))
             .await
             .map_err(|e| Fault::internal("the task that looks at files died").cause(&e))??;
         let networks: BTreeSet<&Name> = spec.nics.iter().map(|nic| &nic.network).collect();
@@ -353,6 +355,12 @@ impl<P: Ports> Supervisor<P> {
         if let Err(fault) = self.0.context.store.commit_telling(Vec::new(), vec![news]).await {
             tracing::warn!(error = fault.chain(), "cannot keep the last event");
         }
+    }
+
+    /// Who may do what.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.0.context.access
     }
 
     /// This host's QEMU.

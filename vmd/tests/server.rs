@@ -7,7 +7,7 @@ use proto::vmd::v1::{
     WatchVmRequest, attach_console_request::Message, vm_service_client::VmServiceClient,
 };
 use shared::{
-    access::{Access, Gate},
+    access::Gate,
     audit::Audit,
     fault::{Fault, Kind},
     serve, socket,
@@ -46,6 +46,8 @@ impl Daemon {
         // All that vmd asks of it here is its version.
         fs::write(path("qemu"), "#!/bin/sh\necho no QEMU\n").expect("script");
         fs::set_permissions(path("qemu"), fs::Permissions::from_mode(0o755)).expect("mode");
+        // Whoever runs the tests is the daemon's own user, and so an admin.
+        fs::write(path("access.toml"), "").expect("access file");
         let config = Config::parse_from([
             "vmd",
             "--socket",
@@ -56,6 +58,8 @@ impl Daemon {
             &path("run"),
             "--qemu",
             &path("qemu"),
+            "--access-file",
+            &path("access.toml"),
         ]);
         let stop = CancellationToken::new();
         // The thread of an earlier store lets go of the lock a moment after it.
@@ -67,12 +71,10 @@ impl Daemon {
             tokio::task::yield_now().await;
         };
         let bound = socket::Bound::bind(&config.socket, None).expect("socket");
-        // Whoever runs the tests is the daemon's own user, and so an admin.
-        fs::write(path("access.toml"), "").expect("access file");
-        let access = Access::open(Some(&dir.path().join("access.toml")), None).expect("access");
         let methods = proto::METHODS.iter().map(|method| (method.path, method.role, method.audited));
-        let gate = Gate::new(access.clone(), Audit::open(&config.state_dir), methods).expect("gate");
-        let routes = server::routes(supervisor, access, stop.clone());
+        let gate =
+            Gate::new(supervisor.access().clone(), Audit::open(&config.state_dir), methods).expect("gate");
+        let routes = server::routes(supervisor, stop.clone());
         let end = stop.clone();
         let task =
             tokio::spawn(

@@ -13,7 +13,7 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -103,6 +103,12 @@ impl Access {
     #[must_use]
     pub fn file(&self) -> Arc<Path> {
         Arc::clone(&self.0.file)
+    }
+
+    /// The folders that operators' disks and kernels have to be in.
+    #[must_use]
+    pub fn images(&self) -> Arc<[PathBuf]> {
+        self.current().images()
     }
 
     /// Why the file as it is now is not in force; `None` if it is.

@@ -201,6 +201,12 @@ impl Policy {
         Ok(policy)
     }
 
+    /// The folders of operators' files.
+    #[must_use]
+    pub fn images(&self) -> Arc<[PathBuf]> {
+        self.images.clone().into()
+    }
+
     /// All names of users, and all names of groups, that the file has.
     pub fn names(&self) -> (Vec<&str>, Vec<&str>) {
         let names = |pick: fn(&Grant) -> &Vec<Who>| {
@@ -253,7 +259,7 @@ impl Policy {
                 .then(|| grants.iter().flat_map(|grant| grant.networks.clone()).flatten().collect()),
             unfiltered: grants.iter().any(|grant| grant.unfiltered),
             quota: quotas.reduce(Quota::or).unwrap_or_else(|| QuotaText::default().quota()),
-            images: Some(self.images.clone().into()),
+            images: Some(self.images()),
             uplinks: Some(Arc::default()),
         }
     }

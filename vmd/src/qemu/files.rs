@@ -1,7 +1,10 @@
 //! Opens what the guest is given: disks are opened by vmd and handed over, so that a missing or unreadable file
 //! fails before anything else happens, and QEMU needs no path.
 
-use super::qcow2::{self, Header};
+use super::{
+    qcow2::{self, Header},
+    reach::Reach,
+};
 use crate::model::{Disk, DiskFormat, KernelBoot, Spec};
 use rustix::fs::OFlags;
 use shared::{
@@ -9,11 +12,11 @@ use shared::{
     name::printable,
 };
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read as _},
     os::{
         fd::AsRawFd as _,
-        unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
+        unix::fs::{FileTypeExt as _, MetadataExt as _},
     },
     path::Path,
 };
@@ -49,20 +52,20 @@ pub struct Image {
 ///
 /// # Errors
 /// FAILED_PRECONDITION that names the file and why it cannot be used.
-pub fn check(spec: &Spec) -> Result<(), Fault> {
+pub fn check(spec: &Spec, reach: &Reach) -> Result<(), Fault> {
     for disk in &spec.disks {
-        open_disk(disk)?;
+        open_disk(disk, reach)?;
     }
-    spec.kernel_boot.as_ref().map_or(Ok(()), |boot| open_boot(boot).map(drop))
+    spec.kernel_boot.as_ref().map_or(Ok(()), |boot| open_boot(boot, reach).map(drop))
 }
 
 /// Opens a disk for QEMU, and all that is behind it.
 ///
 /// # Errors
 /// FAILED_PRECONDITION that names the file and why it cannot be used.
-pub fn open_disk(disk: &Disk) -> Result<OpenDisk, Fault> {
+pub fn open_disk(disk: &Disk, reach: &Reach) -> Result<OpenDisk, Fault> {
     let access = Access { write: !disk.read_only, direct: disk.cache.direct() };
-    let image = open_image(&disk.path, disk.format, access)?;
+    let image = open_image(&disk.path, disk.format, access, reach)?;
     let mut next = header(&disk.path, &image)?;
     let largest = match (&next, image.block_device || disk.read_only) {
         (_, true) => 0,
@@ -100,7 +103,7 @@ pub fn open_disk(disk: &Disk) -> Result<OpenDisk, Fault> {
             )
         })?;
         let access = Access { write: false, direct: access.direct };
-        let image = open_image(&behind, format, access).map_err(|fault| {
+        let image = open_image(&behind, format, access, reach).map_err(|fault| {
             fault.context(format!("the backing file of `{}` is not usable", printable_path(&path)))
         })?;
         let found = identity(&image, &behind)?;
@@ -135,33 +138,29 @@ fn unreadable(path: &str, error: &io::Error) -> Fault {
     unusable("DISK_UNUSABLE", "disk", path, error)
 }
 
-fn open_image(path: &str, format: DiskFormat, access: Access) -> Result<Image, Fault> {
+fn open_image(path: &str, format: DiskFormat, access: Access, reach: &Reach) -> Result<Image, Fault> {
     let failed = |error: &io::Error| {
         let access = if access.write { "read and write" } else { "read" };
         unreadable(path, error)
             .hint(format!("vmd's user must be able to {access} it, and to search the folders above it"))
     };
-    // A FIFO would block the open, a device might do anything: looked at first.
-    let meta = std::fs::metadata(path).map_err(|e| failed(&e))?;
-    let block_device = meta.file_type().is_block_device();
-    if !meta.is_file() && !block_device {
-        let why = "is neither a regular file nor a block device";
-        return Err(refused(path, why, "name a disk image or a block device"));
+    // An admin's may be a device, which might do anything: looked at first.
+    if !reach.is_bounded() {
+        let meta = std::fs::metadata(path).map_err(|e| failed(&e))?;
+        if !meta.is_file() && !meta.file_type().is_block_device() {
+            let why = "is neither a regular file nor a block device";
+            return Err(refused(path, why, "name a disk image or a block device"));
+        }
     }
     let direct = if access.direct { OFlags::DIRECT } else { OFlags::empty() };
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | direct;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(access.write)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)
-        .map_err(|error| {
-            let fault = failed(&error);
-            if access.direct && error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
-                return fault.hint("its file system cannot do O_DIRECT: use cache `writeback`");
-            }
-            fault
-        })?;
+    let file = reach.open(path, access.write, direct).map_err(|error| {
+        let fault = failed(&error);
+        if access.direct && error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
+            return fault.hint("its file system cannot do O_DIRECT: use cache `writeback`");
+        }
+        fault
+    })?;
+    let block_device = file.metadata().map_err(|e| failed(&e))?.file_type().is_block_device();
     Ok(Image { file, block_device, format })
 }
 
@@ -216,22 +215,22 @@ const MAX_BOOT_FILE: u64 = 1 << 30;
 ///
 /// # Errors
 /// FAILED_PRECONDITION that names the file and why it cannot be used.
-pub fn open_boot(boot: &KernelBoot) -> Result<Vec<File>, Fault> {
+pub fn open_boot(boot: &KernelBoot, reach: &Reach) -> Result<Vec<File>, Fault> {
     let files = [("kernel", Some(&boot.kernel)), ("initrd", boot.initrd.as_ref())];
     let files = files.into_iter().filter_map(|(what, path)| Some((what, path?)));
-    files.map(|(what, path)| open_boot_file(what, path)).collect()
+    files.map(|(what, path)| open_boot_file(what, path, reach)).collect()
 }
 
-fn open_boot_file(what: &str, path: &str) -> Result<File, Fault> {
+fn open_boot_file(what: &str, path: &str, reach: &Reach) -> Result<File, Fault> {
     let failed = |error: &io::Error| {
         unusable("KERNEL_UNUSABLE", what, path, error)
             .hint("vmd's user must be able to read it, and to search the folders above it")
     };
     let open = || {
-        if !std::fs::metadata(path)?.is_file() {
+        if !reach.is_bounded() && !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::other("it is not a regular file"));
         }
-        let file = File::open(path)?;
+        let file = reach.open(path, false, OFlags::empty())?;
         if file.metadata()?.len() > MAX_BOOT_FILE {
             return Err(io::Error::other("it is larger than 1 GiB"));
         }
@@ -241,7 +240,14 @@ fn open_boot_file(what: &str, path: &str) -> Result<File, Fault> {
 }
 
 fn unusable(reason: &str, what: &str, path: &str, error: &io::Error) -> Fault {
-    Fault::new(Kind::FailedPrecondition, reason, format!("cannot use {what} `{}`", printable_path(path)))
+    let denied = error.kind() == io::ErrorKind::PermissionDenied && error.raw_os_error().is_none();
+    // The bounds of an operator, not the kernel's word.
+    let (kind, reason) = if denied {
+        (Kind::PermissionDenied, "PATH_NOT_ALLOWED")
+    } else {
+        (Kind::FailedPrecondition, reason)
+    };
+    Fault::new(kind, reason, format!("cannot use {what} `{}`", printable_path(path)))
         .cause(error)
         .meta("path", path)
 }
@@ -276,7 +282,7 @@ mod test {
         let empty = dir.path().join("empty");
         std::fs::write(&empty, "").unwrap();
         for path in [dir.path().to_owned(), dir.path().join("missing"), fifo, empty, "/dev/null".into()] {
-            let fault = open_disk(&disk(&path, DiskFormat::Raw)).unwrap_err();
+            let fault = open_disk(&disk(&path, DiskFormat::Raw), &Reach::Anywhere).unwrap_err();
             assert_eq!(fault.reason(), "DISK_UNUSABLE", "{path:?}");
             assert!(fault.to_string().contains(path.to_str().unwrap()), "{fault}");
             assert!(!fault.hints().is_empty());
@@ -290,7 +296,7 @@ mod test {
         let write = |name: &str, bytes: &[u8]| std::fs::write(path(name), bytes).unwrap();
         let image =
             |name: &str, backing: &str, format: &str| write(name, &qcow2::test::image(backing, format));
-        let open = |name: &str| open_disk(&disk(&path(name), DiskFormat::Qcow2));
+        let open = |name: &str| open_disk(&disk(&path(name), DiskFormat::Qcow2), &Reach::Anywhere);
         let refused = |name: &str| open(name).unwrap_err().chain();
         write("zeros", &[0; 512]);
         assert!(refused("zeros").contains("not a qcow2 image"));
@@ -333,8 +339,8 @@ mod test {
         let path = dir.path().join("raw");
         std::fs::write(&path, [0; 4096]).unwrap();
         let mut disk = disk(&path, DiskFormat::Raw);
-        assert_eq!(open_disk(&disk).unwrap().largest, 4096 + (1 << 20));
+        assert_eq!(open_disk(&disk, &Reach::Anywhere).unwrap().largest, 4096 + (1 << 20));
         disk.read_only = true;
-        assert_eq!(open_disk(&disk).unwrap().largest, 0);
+        assert_eq!(open_disk(&disk, &Reach::Anywhere).unwrap().largest, 0);
     }
 }

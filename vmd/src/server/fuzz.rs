@@ -37,11 +37,8 @@ impl Session {
         let config = Config::parse_from(config);
         let ports = FakePorts::with_networks(["lan", "dmz"].map(|name| name.parse().expect("a name")));
         let stop = CancellationToken::new();
-        let access = folder.path().join("access.toml");
-        fs::write(&access, "").expect("an access file");
-        let access = Access::open(Some(&access), None).expect("access");
         let supervisor = runtime.block_on(Supervisor::open(&config, ports.clone(), stop.clone()));
-        let server = Server { supervisor: supervisor.expect("a supervisor"), access, stop };
+        let server = Server { supervisor: supervisor.expect("a supervisor"), stop };
         Self { runtime, server, ports, folder }
     }
 

@@ -44,12 +44,15 @@ pub(super) async fn confine<P>(
         return Ok(Confined { jail, files: Vec::new(), findings, spec });
     };
     let paths = std::iter::once(&mut boot.kernel).chain(&mut boot.initrd);
+    let reach = context.reach(record.confined, record.owner);
     let asked = record.spec.kernel_boot.clone();
     // A dead network file system may block for long.
-    let open = tokio::task::spawn_blocking(move || asked.as_ref().map(files::open_boot).transpose())
-        .await
-        .map_err(|e| Fault::internal("the task that opens the kernel died").cause(&e))??
-        .unwrap_or_default();
+    let open = tokio::task::spawn_blocking(move || {
+        asked.as_ref().map(|boot| files::open_boot(boot, &reach)).transpose()
+    })
+    .await
+    .map_err(|e| Fault::internal("the task that opens the kernel died").cause(&e))??
+    .unwrap_or_default();
     let own_root = jail.layers.contains(&jail::Layer::Files);
     let mut files = Vec::new();
     for ((file, path), inside) in open.into_iter().zip(paths).zip([jail::KERNEL, jail::INITRD]) {
