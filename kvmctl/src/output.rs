@@ -1,6 +1,7 @@
 //! What goes to standard output, in the format asked for.
 
 pub mod address;
+pub mod caller;
 pub mod containment;
 pub mod diagnose;
 pub mod event;

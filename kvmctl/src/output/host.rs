@@ -2,6 +2,7 @@
 
 use super::{
     Object,
+    caller::Caller,
     containment::{Layer, contained, layers, uncontained},
     set,
     text::{Sheet, or_dash, yes_no},
@@ -48,6 +49,8 @@ pub struct NetdHost {
     pub port_count: u32,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// Who asks, and what they may do there.
+    pub caller: Option<Caller>,
 }
 
 /// What vmd says.
@@ -75,6 +78,8 @@ pub struct VmdHost {
     pub containment: Vec<Layer>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// Who asks, and what they may do there.
+    pub caller: Option<Caller>,
 }
 
 impl Host {
@@ -105,6 +110,7 @@ impl From<netd::Host> for NetdHost {
             network_count: host.network_count,
             port_count: host.port_count,
             warnings: host.warnings,
+            caller: host.caller.map(Caller::from),
         }
     }
 }
@@ -123,6 +129,7 @@ impl From<vmd::Host> for VmdHost {
             running_vm_count: host.running_vm_count,
             containment: layers(host.containment),
             warnings: host.warnings,
+            caller: host.caller.map(Caller::from),
         }
     }
 }
@@ -152,7 +159,8 @@ impl Object for Host {
                 .line("IPv6 forwarding", yes_no(host.ipv6_forwarding))
                 .line("Bridged frames pass iptables", yes_no(host.bridge_nf_call_iptables))
                 .line("Networks", host.network_count.to_string())
-                .line("Ports", host.port_count.to_string());
+                .line("Ports", host.port_count.to_string())
+                .maybe("You, to netd", host.caller.as_ref().map(Caller::words));
         }
         if let Some(host) = &self.vmd {
             let reason = host.accelerator_reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
@@ -165,7 +173,8 @@ impl Object for Host {
                 .line("Memory", format!("{} MiB", host.memory_bytes / MIB))
                 .line("Machines", format!("{} ({} running)", host.vm_count, host.running_vm_count))
                 .maybe("QEMU is contained by", contained(&host.containment))
-                .items("QEMU is not contained by", uncontained(&host.containment));
+                .items("QEMU is not contained by", uncontained(&host.containment))
+                .maybe("You, to vmd", host.caller.as_ref().map(Caller::words));
         }
         sheet.items("Warnings", self.all_warnings.clone()).render()
     }

@@ -129,6 +129,8 @@ pub struct VmStatus {
     pub containment: Vec<Layer>,
     /// The host's user that QEMU runs as; null for root.
     pub uid: Option<u32>,
+    /// Who created it.
+    pub owner_uid: u32,
 }
 
 /// An accelerator as a word; `None` where there is none.
@@ -192,6 +194,7 @@ impl From<wire::VmStatus> for VmStatus {
             adopted: status.adopted,
             warnings: status.warnings,
             qemu_version: set(status.qemu_version),
+            owner_uid: status.owner_uid,
             containment: layers(status.containment),
             uid: (status.uid != 0).then_some(status.uid),
         }
@@ -280,6 +283,7 @@ impl Object for Vm {
             .line("Memory", size_text(spec.memory_bytes))
             .maybe("CPU model", cpu.cloned())
             .maybe("Accelerator", status.accelerator.as_deref())
+            .line("Owner", format!("uid {}", status.owner_uid))
             .maybe("QEMU", status.qemu_version.as_deref())
             .maybe("PID", status.pid.map(|pid| pid.to_string()))
             .maybe("Started", status.start_time.as_deref())
