@@ -110,10 +110,12 @@ impl Port {
     /// The ifb that what the guest sends is led through where that is limited: named as the tap, with another prefix.
     ///
     /// # Panics
-    /// Never: a tap's name has more than three bytes, all ASCII, and any three letters may be in their place.
+    /// Never: a name is ASCII and has at most 15 bytes, and so has this one.
     #[must_use]
     pub fn ifb(&self) -> IfName {
-        format!("kvi{}", &self.tap.as_str()[3..]).parse().expect("as long as the tap's name")
+        // A damaged record may have any interface's name.
+        let rest = self.tap.as_str().get(3..).unwrap_or_default();
+        format!("kvi{rest}").parse().expect("as long as the tap's name")
     }
 
     /// The guest's name in DNS and DHCP.
@@ -159,5 +161,25 @@ impl Reservation {
     #[must_use]
     pub fn key(&self) -> PortKey {
         (self.network.clone(), self.name.clone())
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn an_ifb_is_named_as_its_tap_whatever_that_is_called() {
+        let now = Timestamp::now();
+        let mut port: Port = serde_json::from_value(serde_json::json!({
+            "network": "lan", "name": "web", "uid": Uuid::nil(), "generation": 1, "created": now, "updated": now,
+            "labels": {}, "asked_mac": null, "filter": true, "mac": "52:54:00:00:00:01", "tap": "kvp-lan-web",
+            "owner": 0, "deleting": false,
+        }))
+        .unwrap();
+        for (tap, ifb) in [("kvp-lan-web", "kvi-lan-web"), ("lo", "kvi"), ("a", "kvi"), ("eth0", "kvi0")] {
+            port.tap = tap.parse().unwrap();
+            assert_eq!(port.ifb().as_str(), ifb);
+        }
     }
 }
