@@ -24,17 +24,19 @@ use crate::{
     kernel::{Action, Elements, Kernel, Observed, Scope, Traffic},
     model::{
         Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
+        port_resource,
     },
     plan::Desired,
     services::{Services, Status},
 };
 use flows::{Ending, FLOWS};
+use serde::de::DeserializeOwned;
 use shared::{
     events::{EventKind, News},
     fault::{Fault, Kind},
     name::Name,
     steps,
-    store::{Op, Store},
+    store::{Loaded, Op, Store},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -128,12 +130,13 @@ impl<K: Kernel> Reconciler<K> {
     /// # Errors
     /// FAILED_PRECONDITION if the store cannot be read.
     pub async fn load(kernel: K, store: Store, services: Services) -> Result<Self, Fault> {
-        let networks = store.load::<Network>(NETWORK).await?;
-        let ports = store.load::<Port>(PORT).await?;
-        let forwards = store.load::<Forward>(FORWARD).await?;
-        let groups = store.load::<Group>(GROUP).await?;
+        let networks = load(&store, NETWORK, |network: &Network| network.name.to_string()).await?;
+        let ports = load(&store, PORT, Port::resource).await?;
+        let forwards = load(&store, FORWARD, Forward::resource).await?;
+        let groups = load(&store, GROUP, |group: &Group| group.name.to_string()).await?;
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
-        let reservations = store.load::<Reservation>(RESERVATION).await?;
+        let of_port = |of: &Reservation| port_resource(&of.network, &of.name);
+        let reservations = load(&store, RESERVATION, of_port).await?;
         let flows = store.load::<Ending>(FLOWS).await?;
         store.expend(&[RESERVATION, FLOWS]);
         let desired = Desired {
@@ -394,6 +397,22 @@ impl<K: Kernel> Reconciler<K> {
         let freed = desired.reservations.keys().filter(|key| networks.contains(&key.0)).cloned().collect();
         (kept, freed)
     }
+}
+
+/// Reads the records of a kind. One that is of another object than its id says is as one that cannot be read: else two
+/// would be one, and the delete of one would leave the other's record.
+async fn load<T: DeserializeOwned + Send + 'static>(
+    store: &Store,
+    kind: &'static str,
+    id_of: impl Fn(&T) -> String,
+) -> Result<Loaded<T>, Fault> {
+    let loaded = store.load::<T>(kind).await?;
+    let (records, others): (Vec<_>, Vec<_>) =
+        loaded.records.into_iter().partition(|(id, record)| *id == id_of(record));
+    for (id, record) in &others {
+        store.reject(kind, id, &format!("it is the record of `{}`", id_of(record)));
+    }
+    Ok(Loaded { records, broken: loaded.broken })
 }
 
 /// Whether an object is still the one that the client has seen; `None`: whatever it is.

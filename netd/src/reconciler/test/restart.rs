@@ -128,3 +128,27 @@ fn a_host_that_was_rebooted_gets_everything_back() {
     process.assert_converged();
     assert_eq!(fresh.picture(), before);
 }
+
+/// Shown under the name in it, it would be in the place of the other one, and its own record would outlive its delete.
+#[test]
+fn a_record_with_another_name_is_left_alone_and_named() {
+    let (dir, kernel, process) = fixture();
+    for at in ["lan", "dmz"] {
+        process.create(&network(at, spec(Mode::Nat))).unwrap();
+    }
+    let store = &process.netd().0.store;
+    let mut record = process.run(store.load::<serde_json::Value>(NETWORK)).unwrap().records.remove(0);
+    assert_eq!(record.0, "dmz");
+    record.1["name"] = "lan".into();
+    process.run(store.commit(vec![Op::put(NETWORK, "dmz", &record.1).unwrap()])).unwrap();
+    drop(process);
+    let process = Process::start(dir.path(), &kernel);
+    assert_eq!(process.netd().counts().0, 1);
+    assert_eq!(process.netd().network(&name("lan")).unwrap().network.bridge, link("kvb-lan"));
+    let warnings = process.netd().warnings();
+    assert!(
+        warnings.iter().any(|warning| warning.contains("`dmz`") && warning.contains("`lan`")),
+        "{warnings:?}"
+    );
+    assert!(kernel.picture().links.contains_key(&link("kvb-dmz")), "its bridge is somebody's");
+}
