@@ -3,12 +3,16 @@
 //! cargo-fuzz calls them from `integration-tests/fuzz`, the tests below from mutated seeds. What has to hold of what
 //! was accepted is asserted in them.
 
+pub mod netd;
+
 pub use crate::{
     capture::fuzz::{filter_program, pcapng},
     diagnose::fuzz::foreign_rules,
     kernel::fuzz::{conntrack, netlink, nft_listing, sockets},
+    server::fuzz::netd_requests,
     services::fuzz::leases,
 };
+pub use netd::netd_records;
 
 /// Taken for something, or refused for a reason of few words.
 pub type Outcome = Result<(), String>;
@@ -144,6 +148,59 @@ mod test {
     fn filter_program() {
         let tokens = ["tcp port 80", "-w", "vlan", "6 0 0 96", "4096", "host a.b", "--"];
         Campaign::new("filter_program", Form::Text).tokens(&tokens).run(super::filter_program);
+    }
+
+    const TOKENS: [&str; 40] = [
+        "networks/lan",
+        "networks/lab",
+        "networks/-",
+        "networks/lan/ports/web",
+        "networks/lan/ports/db",
+        "networks/lan/forwards/-",
+        "networks/lan/forwards/udp-8053",
+        "groups/web",
+        "groups/db",
+        "web",
+        "db",
+        "db-1",
+        "eth0",
+        "eth1",
+        "br-lan",
+        "lo",
+        "kvb-lan",
+        "10.9.0.1/24",
+        "10.9.0.7",
+        "10.9.0.255",
+        "192.0.2.1/24",
+        "0.0.0.0/0",
+        "fd00:9::1/64",
+        "fd00:9::7",
+        "::/0",
+        "fe80::1",
+        "127.0.0.1/8",
+        "224.0.0.1",
+        "52:54:00:00:00:01",
+        "01:00:5e:00:00:01",
+        "spec.mtu",
+        "spec.groups",
+        "spec.rules",
+        "spec.services.dhcp",
+        "labels",
+        "*",
+        "a\nb",
+        "isolated",
+        "nat",
+        "kvp",
+    ];
+
+    #[test]
+    fn netd_requests() {
+        Campaign::new("netd_requests", Form::Requests).tokens(&TOKENS).run(super::netd_requests);
+    }
+
+    #[test]
+    fn netd_records() {
+        Campaign::new("netd_records", Form::Json).tokens(&TOKENS).run(super::netd_records);
     }
 
     #[test]

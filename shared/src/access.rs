@@ -4,6 +4,8 @@
 //! A file of root's says what follows from that: a role, networks, quotas. The layer of `serve` refuses what a role
 //! does not cover before the request is read, and hands the `Caller` to the service, which judges ownership.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod identity;
 mod layer;
 mod live;

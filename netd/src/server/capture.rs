@@ -93,7 +93,7 @@ impl<K: Kernel> wire::capture_service_server::CaptureService for Service<K> {
     }
 }
 
-fn bounds(request: &wire::CaptureRequest) -> Result<Bounds, Fault> {
+pub(super) fn bounds(request: &wire::CaptureRequest) -> Result<Bounds, Fault> {
     let invalid = |what: &str, hint: String| {
         Err(Fault::new(Kind::InvalidArgument, "INVALID_BOUND", format!("the {what} cannot be that"))
             .hint(hint))

@@ -4,6 +4,8 @@ mod capture;
 mod diagnose;
 mod event;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod group;
 mod host;
 mod network;
