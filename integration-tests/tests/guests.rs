@@ -5,7 +5,12 @@ use integration_tests::{
     machine::{CMDLINE, Console},
     wait,
 };
-use std::{fs, net::TcpListener, path::Path};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 /// Creates and starts a machine; `words` go to the guest's kernel command line.
 fn boot(host: &TestHost, name: &str, network: &str, words: &str) {
@@ -341,4 +346,72 @@ fn machines_that_cannot_be() {
     assert!(refused.stderr.contains("netd"), "{}", refused.stderr);
     host.kill_vmd();
     assert_eq!(host.kvmctl(&["vm", "list"]).code, 3);
+}
+
+/// How much of one processor a process wants, over about three seconds: what it ran and what it waited for its turn, so
+/// that it does not matter how busy the machine is.
+fn demand(pid: u64) -> f64 {
+    let wanted = || -> u64 {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads").flatten();
+        let stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
+        // Nanoseconds on a processor, and waiting for one.
+        stats
+            .map(|stat| stat.split(' ').take(2).filter_map(|field| field.parse::<u64>().ok()).sum::<u64>())
+            .sum()
+    };
+    let (begin, before) = (Instant::now(), wanted());
+    wait::until("the end of what is measured", || (begin.elapsed() > Duration::from_secs(3)).then_some(()));
+    (wanted() - before) as f64 / begin.elapsed().as_nanos() as f64
+}
+
+#[test]
+fn a_guest_whose_tap_was_deleted_costs_no_time_and_gets_its_network_back_by_a_restart() {
+    let host = TestHost::with_vmd();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
+    let words = "kv.ip=eth0:10.60.0.11/24 kv.gw=eth0:10.60.0.1";
+    boot(&host, "web", "n,ip=10.60.0.11", words);
+    let mut console = ready(&host, "web");
+    console.ok("ping -c 1 10.60.0.1");
+    drop(console);
+    let show = || vm(&host, "web");
+    let (pid, tap) =
+        (show()["status"]["pid"].as_u64().expect("pid"), show()["status"]["nics"][0]["interface"].clone());
+    let tap = tap.as_str().expect("tap").to_owned();
+    let told = || show()["status"]["warnings"].to_string().contains(&tap);
+    assert!(!told());
+    let before = demand(pid);
+    host.netns.sh(&format!("ip link delete {tap}"));
+    wait::until("another tap of that name", || {
+        host.netns.succeeds(&format!("ip link show {tap}")).then_some(())
+    });
+    wait::until("the machine to say so", || told().then_some(()));
+    assert!(host.ok("vm show web").contains("was deleted under the guest"));
+    let mut console = Console::attach(&host, "web");
+    // The guest sends into nowhere, and is not told.
+    assert!(!console.run("ping -c 2 -W 1 10.60.0.1").0, "a dead descriptor still works");
+    drop(console);
+    // One that turns over a dead descriptor never comes to rest.
+    let mut after = Vec::new();
+    wait::until("QEMU to come to rest", || {
+        after.push(demand(pid));
+        after.last().is_some_and(|now| *now < 0.3).then_some(())
+    });
+    println!("QEMU wants {before:.2} of a processor before its tap was deleted, {after:.2?} afterwards");
+    let now = show();
+    assert_eq!((&now["status"]["state"], now["status"]["pid"].as_u64()), (&"running".into(), Some(pid)));
+    host.ok("vm stop web --force");
+    host.ok("vm start web");
+    let mut console = ready_again(&host, "web");
+    console.ok("ping -c 1 10.60.0.1");
+    drop(console);
+    assert!(!told(), "{}", show());
+}
+
+/// As `ready`, for the second start: the log keeps what the first said.
+fn ready_again(host: &TestHost, name: &str) -> Console {
+    wait::until(&format!("{name} to be up again"), || {
+        let log = host.ok(&format!("vm log {name}"));
+        (log.matches(&format!("GUEST READY {name}")).count() == 2).then_some(())
+    });
+    Console::attach(host, name)
 }

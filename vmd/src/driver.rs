@@ -9,6 +9,7 @@ mod news;
 mod ops;
 mod records;
 mod show;
+mod taps;
 
 use crate::{
     console::Console,
@@ -36,6 +37,7 @@ use std::{
     },
     time::Duration,
 };
+use taps::Taps;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, sleep_until},
@@ -178,6 +180,7 @@ struct Driver<P: Ports> {
     ops: FuturesUnordered<BoxFuture<'static, Done>>,
     probing: bool,
     health: Health,
+    taps: Taps,
     /// End of the present stage of a stop.
     deadline: Option<Instant>,
     press: Option<Instant>,
@@ -228,6 +231,7 @@ pub fn spawn<P: Ports>(
         ops: FuturesUnordered::new(),
         probing: false,
         health: Health::default(),
+        taps: Taps::default(),
         deadline: None,
         press: None,
         waiters: Vec::new(),
@@ -276,7 +280,10 @@ impl<P: Ports> Driver<P> {
                 }
                 () = at(self.press) => self.press_button(),
                 () = at(self.health.doubt.as_ref().map(|(when, _)| *when)) => self.doubted(),
-                _ = probe.tick() => self.probe(),
+                _ = probe.tick() => {
+                    self.look_at_taps();
+                    self.probe();
+                }
             }
             self.publish();
         }
@@ -373,6 +380,7 @@ impl<P: Ports> Driver<P> {
     }
 
     fn hold(&mut self, live: Live) {
+        self.taps = Taps::of(&live.run.interfaces);
         self.status.run = Some(live.run);
         self.status.vnc_address = live.vnc_address;
         self.status.adopted = live.adopted;

@@ -1,8 +1,11 @@
 //! Commands to QEMU, which the driver orders and hears of later.
 
 use super::{Driver, Reply, Verb};
-use crate::{ports::Ports, qemu::qmp::Qmp};
-use serde_json::Value;
+use crate::{
+    ports::Ports,
+    qemu::{args, qmp::Qmp},
+};
+use serde_json::{Value, json};
 use shared::fault::{Fault, Kind};
 use tracing::{Instrument as _, Span};
 
@@ -15,6 +18,8 @@ pub(super) enum Op {
     Powerdown,
     Quit,
     Probe,
+    /// Removes the other side of the NIC of that number.
+    Unplug(usize),
 }
 
 impl Op {
@@ -26,6 +31,14 @@ impl Op {
             Self::Powerdown => "system_powerdown",
             Self::Quit => "quit",
             Self::Probe => "query-status",
+            Self::Unplug(_) => "netdev_del",
+        }
+    }
+
+    fn arguments(self) -> Value {
+        match self {
+            Self::Unplug(nic) => json!({"id": args::netdev(nic)}),
+            _ => Value::Null,
         }
     }
 }
@@ -43,7 +56,7 @@ impl<P: Ports> Driver<P> {
         let qmp = self.qmp();
         let sent = async move {
             let result = match qmp {
-                Some(qmp) => Qmp::execute(&qmp, op.command(), Value::Null).await,
+                Some(qmp) => Qmp::execute(&qmp, op.command(), op.arguments()).await,
                 None => {
                     Err(Fault::new(Kind::Unavailable, "QMP_CLOSED", "QEMU does not answer on its monitor")
                         .hint("`kvmctl vm stop --force` ends it in any case"))
@@ -80,7 +93,7 @@ impl<P: Ports> Driver<P> {
                 match (op, running) {
                     (Op::Pause, _) | (Op::Probe, Some(false)) => self.saw_vcpus(false).await,
                     (Op::Resume, _) | (Op::Probe, Some(true)) => self.saw_vcpus(true).await,
-                    (Op::Reset | Op::Powerdown | Op::Quit | Op::Probe, _) => {}
+                    (Op::Reset | Op::Powerdown | Op::Quit | Op::Probe | Op::Unplug(_), _) => {}
                 }
                 self.answer(asker);
             }

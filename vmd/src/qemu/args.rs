@@ -340,7 +340,7 @@ impl Args {
             "-netdev",
             &json!({
                 "type": "tap",
-                "id": format!("net{index}"),
+                "id": netdev(index),
                 // A string: it may also be the name of a descriptor given by `getfd`.
                 "fd": wire.fd.to_string(),
                 "vhost": false,
@@ -353,7 +353,7 @@ impl Args {
                 NicModel::E1000e => "e1000e",
             },
             "id": format!("dev-net{index}"),
-            "netdev": format!("net{index}"),
+            "netdev": netdev(index),
             "mac": wire.mac.to_string(),
             "bus": place.bus,
             "romfile": "",
@@ -374,6 +374,12 @@ impl Args {
         self.device(json!({"driver": "qemu-xhci", "id": "usb0", "bus": "pcie.0", "addr": ADDRESS_USB}));
         self.device(json!({"driver": "usb-tablet", "id": "tablet0", "bus": "usb0.0"}));
     }
+}
+
+/// QEMU's name for the host's side of a NIC.
+#[must_use]
+pub fn netdev(nic: usize) -> String {
+    format!("net{nic}")
 }
 
 #[cfg(test)]
