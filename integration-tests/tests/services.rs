@@ -274,7 +274,13 @@ fn a_server_that_dies_stops_or_loses_its_leases_is_replaced() {
         let own = text(&port["ipv4_address"]);
         let server = if network == "n" { "10.60.0.1" } else { "10.62.0.1" };
         a.dhcp4(&[]).expect("a lease");
-        for damage in ["kill -KILL PID", "kill -STOP PID", "kill -TERM PID", "rm LEASES"] {
+        for damage in [
+            "kill -KILL PID",
+            "kill -STOP PID",
+            "kill -TERM PID",
+            "rm LEASES",
+            "truncate -s 0 LEASES; kill -KILL PID",
+        ] {
             let before = host.servers(network);
             let [pid] = before.as_slice() else { panic!("{before:?}") };
             let leases = host.path(&format!("netd-run/{network}/leases"));

@@ -107,6 +107,33 @@ fn source_files_are_short() {
     }
 }
 
+/// FAULTS.md has each row, and each test that it names is there.
+#[test]
+fn every_fault_has_its_test_or_its_reason() {
+    let table = fs::read_to_string(workspace().join("integration-tests/FAULTS.md")).expect("FAULTS.md");
+    let mut rows = Vec::new();
+    for line in table
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| #") && !line.starts_with("| -"))
+    {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [number, _, _, proof] = cells[..] else { panic!("`{line}` has not four cells") };
+        rows.push(number.parse::<u32>().unwrap_or_else(|_| panic!("`{line}` has no number")));
+        let named: Vec<&str> =
+            proof.split('`').skip(1).step_by(2).filter(|word| word.contains(".rs::")).collect();
+        assert!(!named.is_empty() || proof.contains("not here: "), "{line}");
+        for test in named {
+            let (file, name) = test.split_once("::").expect("a file and a test");
+            let places = [workspace().join("integration-tests/tests").join(file), workspace().join(file)];
+            let at =
+                places.into_iter().find(|at| at.exists()).unwrap_or_else(|| panic!("there is no {file}"));
+            let source = fs::read_to_string(&at).unwrap_or_else(|error| panic!("{}: {error}", at.display()));
+            assert!(source.contains(&format!("fn {name}(")), "there is no `{name}` in {}", at.display());
+        }
+    }
+    assert_eq!(rows, (1..=69).collect::<Vec<_>>(), "each row once, in order");
+}
+
 #[test]
 fn every_element_of_the_api_has_a_comment() {
     for folder in ["proto/netd/v1", "proto/vmd/v1"] {

@@ -6,6 +6,7 @@ use crate::{
     model::{IfName, Mode, Network, State},
     plan,
 };
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 
 /// Most ports that are named one by one.
@@ -23,6 +24,8 @@ pub fn findings(facts: &Facts) -> Vec<Finding> {
     for network in facts.desired.networks.values().filter(|network| !network.deleting) {
         found.extend(mtu(facts, network));
         found.extend(uplink_state(facts, network));
+        found.extend(foreign_ports(facts, network));
+        found.extend(overlaps(facts, network));
         if network.spec.mode.has_gateway() {
             for v4 in [true, false] {
                 found.extend(routing(facts, network, v4));
@@ -143,6 +146,61 @@ fn uplink_state(facts: &Facts, network: &Network) -> Option<Finding> {
         Some(link) if !link.carrier => finding("has no carrier: is the cable in?".to_owned(), String::new()),
         Some(_) => None,
     }
+}
+
+/// Interfaces on a bridge of ours that netd did not put there: no rule is made for what they send.
+fn foreign_ports(facts: &Facts, network: &Network) -> Vec<Finding> {
+    if !network.owns_bridge() {
+        return Vec::new();
+    }
+    let ours = |name: &IfName| {
+        facts.desired.ports.values().any(|port| port.tap == *name)
+            || network.cell.as_ref().is_some_and(|cell| cell.link == *name)
+            || network.spec.uplink.as_ref() == Some(name)
+    };
+    let on_it = facts.observed.links.iter().filter(|(_, link)| link.master.as_ref() == Some(&network.bridge));
+    let foreign = on_it.filter(|(name, _)| !ours(name)).map(|(name, _)| {
+        let what = format!(
+            "`{name}` is on the bridge of network `{}`, and netd did not put it there: what it sends is not checked",
+            network.name
+        );
+        let fix = format!("ip link set dev {name} nomaster");
+        of(network, plain(Severity::Warning, "FOREIGN_PORT", what, format!("interface {name}"), fix))
+    });
+    foreign.collect()
+}
+
+/// Addresses and routes that came after the network, and take addresses of its subnets away. A route to a wider
+/// prefix takes none: the bridge's own is chosen.
+fn overlaps(facts: &Facts, network: &Network) -> Vec<Finding> {
+    if !network.spec.mode.has_gateway() {
+        return Vec::new();
+    }
+    let subnets = network.ipv4.map(IpNet::from).into_iter().chain(network.ipv6.map(IpNet::from));
+    let subnets: Vec<_> = subnets.map(|net| net.trunc()).collect();
+    let meet = |net: &IpNet| subnets.iter().any(|own| own.contains(&net.trunc()) || net.contains(own));
+    let takes = |net: &IpNet| subnets.iter().any(|own| own.contains(net));
+    let others = facts.observed.links.iter().filter(|(name, _)| **name != network.bridge);
+    let found = others.flat_map(|(name, link)| {
+        let addresses = link.addresses.iter().map(|address| address.net).filter(meet);
+        let addresses: Vec<_> = addresses.map(|net| format!("the address {net} of `{name}`")).collect();
+        let routes = link.routes.iter().map(|route| route.destination).filter(takes);
+        let routes = routes.map(|net| format!("a route to {net} by `{name}`"));
+        // An address of that subnet has its route by itself.
+        let all = if addresses.is_empty() { routes.collect() } else { addresses };
+        all.into_iter().map(move |what| (name, what))
+    });
+    let finding = |(name, other): (&IfName, String)| {
+        let what = format!(
+            "{other} is in the subnet of network `{}`: some of its guests cannot be reached, or the others there",
+            network.name
+        );
+        of(
+            network,
+            plain(Severity::Warning, "SUBNET_OVERLAPS", what, format!("interface {name}"), String::new()),
+        )
+    };
+    found.map(finding).collect()
 }
 
 /// A line that writes a sysctl; interfaces may have dots in their names, and slashes separate then.
