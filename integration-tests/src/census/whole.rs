@@ -260,8 +260,8 @@ fn folder_of(folder: &Path) -> String {
         for entry in fs::read_dir(path).into_iter().flatten().flatten() {
             let Ok(meta) = entry.metadata() else { continue };
             let name = entry.path().strip_prefix(top).unwrap_or(path).display().to_string();
-            // The store writes its copy some seconds later, by itself.
-            if name.starts_with("state.sqlite.copy") {
+            // The store writes its copy some seconds later, by itself; the audit log stays.
+            if name.starts_with("state.sqlite.copy") || name.starts_with("audit.jsonl") {
                 continue;
             }
             text.push(format!("{name} {:o} {}:{}", meta.mode(), meta.uid(), meta.gid()));
