@@ -53,7 +53,9 @@ fn a_clock_that_jumps_disturbs_neither_changes_nor_repairs_nor_the_order_of_even
         }
     }
     assert!(seen[2] >= 9 && seen[3] <= -9, "the clock did not jump: {seen:?}");
-    let events = host.ok_json("events");
+    // vmd is not there, and says so by the exit code; netd's part is shown all the same.
+    let shown = host.kvmctl(&["events", "-o", "json"]).stdout;
+    let events: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
     let revisions: Vec<i64> = events
         .as_array()
         .expect("events")
