@@ -54,6 +54,7 @@ fn group(config: &Config) -> Result<Option<u32>, Fault> {
 
 fn start(config: Config) -> Result<(), Fault> {
     let group = group(&config)?;
+    limits::spare_from_oom();
     // Before there are threads, since each has privileges of its own.
     let given_up = privilege::give_up(&config, group)?;
     limits::raise_descriptors();

@@ -13,3 +13,22 @@ pub fn raise_descriptors() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
+
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+/// Of a daemon: guests do without it, but nobody manages them.
+const SPARED: &str = "-500";
+/// Of a guest: one of many.
+const PREFERRED: &str = "300";
+
+/// Asks the kernel, where it lets this process do so, to end others first when memory runs out. A user without
+/// CAP_SYS_RESOURCE needs the unit's `OOMScoreAdjust=` for it.
+pub fn spare_from_oom() {
+    if let Err(error) = std::fs::write(OOM_SCORE, SPARED) {
+        tracing::debug!(%error, "this daemon is not spared when memory runs out");
+    }
+}
+
+/// Asks the kernel to end this process before the daemons when memory runs out. Anybody may.
+pub fn prefer_for_oom() {
+    let _ = std::fs::write(OOM_SCORE, PREFERRED);
+}

@@ -84,6 +84,18 @@ fn start_ticks(stat: &str) -> Option<u64> {
     after_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Waits for the end of a child that cannot be held, so that it does not stay a zombie.
+pub async fn reap(pid: u32) {
+    let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let wait = move || {
+        let ended = waitid(WaitId::Pid(number), WaitIdOptions::EXITED);
+        if let Err(error) = ended {
+            tracing::warn!(pid, %error, "cannot wait for a child");
+        }
+    };
+    let _ = tokio::task::spawn_blocking(wait).await;
+}
+
 /// A process held by its pidfd.
 #[derive(Debug)]
 pub struct Process {

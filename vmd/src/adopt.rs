@@ -58,27 +58,9 @@ fn ended(run: &Run, found: io::Result<(Identity, u32)>, boot_id: &str) -> io::Re
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::model::Accelerator;
-    use shared::time::Timestamp;
-    use uuid::Uuid;
 
     fn run() -> Run {
-        Run {
-            boot_id: "boot".into(),
-            pid: 7,
-            start_ticks: 100,
-            uid: 5,
-            qemu_binary: "/q".into(),
-            qemu_version: "v".into(),
-            nonce: Uuid::nil(),
-            start_time: Timestamp { seconds: 0, nanos: 0 },
-            accelerator: Accelerator::Tcg,
-            cpu_model: "max".into(),
-            interfaces: vec![],
-            addresses: vec![],
-            warnings: vec![],
-            containment: vec![],
-        }
+        crate::model::test_run()
     }
 
     fn process(boot_id: &str, start_ticks: u64) -> io::Result<(Identity, u32)> {

@@ -8,26 +8,29 @@ mod health;
 mod news;
 mod ops;
 mod records;
+mod seat;
 mod show;
 mod taps;
 
 use crate::{
     console::Console,
     machine::{self, Effect, Event, Stage, State},
-    model::{LastExit, Record, Run, Status, Vm},
+    model::{FileId, LastExit, Record, Run, Status, Vm},
     ports::Ports,
     qemu::{
         process::{Exit, Process},
         qmp::{self, Qmp},
     },
-    start::{self, Context, Live, Monitor, Reunion},
+    start::{self, Context, Failed, Live, Monitor, Reunion},
 };
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use health::Health;
 use ops::{Done, Op};
+pub use seat::{Seat, seat};
 use shared::{
     events,
     fault::{Fault, Kind},
+    steps,
 };
 use std::{
     future::pending,
@@ -51,6 +54,8 @@ const COMMANDS: usize = 16;
 const PRESS_AGAIN: Duration = Duration::from_secs(2);
 /// How long `quit` may take.
 const QUIT: Duration = Duration::from_secs(3);
+/// SIGKILL takes effect at once, unless the process hangs in the kernel.
+const DEATH: Duration = Duration::from_secs(5);
 /// How often a silent QEMU is asked whether it is still there.
 const PROBE: Duration = Duration::from_secs(5);
 /// How long the end of a connection may precede QEMU's own.
@@ -132,8 +137,12 @@ impl Handle {
     /// FAILED_PRECONDITION that names the state if it cannot be done in it, and whatever the doing says.
     pub async fn carry_out(&self, verb: Verb) -> Result<Arc<Vm>, Fault> {
         let gone = || {
-            Fault::new(Kind::Unavailable, "ENDING", "vmd is ending, or the machine is being deleted")
-                .hint("try again in a moment")
+            Fault::new(
+                Kind::Unavailable,
+                "ENDING",
+                "vmd is ending, the machine is being deleted, or its task failed",
+            )
+            .hint("try again in a moment")
         };
         let (reply, answer) = oneshot::channel();
         let command = Command { verb, reply, span: Span::current() };
@@ -151,7 +160,7 @@ pub enum Initial {
     Alive(Box<Live>),
 }
 
-type Launch = BoxFuture<'static, Result<Live, Fault>>;
+type Launch = BoxFuture<'static, Result<Live, Box<Failed>>>;
 
 /// What a task holds of a running QEMU, apart from its record.
 struct Held {
@@ -161,13 +170,13 @@ struct Held {
     adopted: bool,
 }
 
-struct Driver<P: Ports> {
+struct Driver<'a, P: Ports> {
     context: Arc<Context<P>>,
     record: Record,
     console: Arc<Console>,
     state: State,
     status: Status,
-    show: watch::Sender<Arc<Vm>>,
+    show: &'a watch::Sender<Arc<Vm>>,
     /// The status that was told of last.
     told: Status,
     /// Told when the machine can be seen as it is.
@@ -190,74 +199,12 @@ struct Driver<P: Ports> {
     /// How often the guest of this run reset itself.
     resets: u32,
     launch_fault: Option<Fault>,
+    /// Another QEMU than the one that runs, which the warnings tell of; within, `None`: there is no file.
+    replaced: Option<Option<FileId>>,
 }
 
-/// Starts the task of a machine. `epoch` counts the lives of vmd, so that revisions grow over them.
-pub fn spawn<P: Ports>(
-    context: Arc<Context<P>>,
-    record: Record,
-    console: Arc<Console>,
-    initial: Initial,
-    epoch: i64,
-) -> (Handle, impl Future<Output = ()> + Send) {
-    let status = Status {
-        revision: epoch.saturating_mul(REVISIONS),
-        state: State::Stopped,
-        exit: LastExit::default(),
-        run: None,
-        vnc_address: String::new(),
-        silence: None,
-        adopted: false,
-        warnings: Vec::new(),
-    };
-    let first = Vm { record: record.clone(), status: status.clone() };
-    let (show, watch) = watch::channel(Arc::new(first));
-    let (commands, queue) = mpsc::channel(COMMANDS);
-    let gone = Arc::new(AtomicBool::new(false));
-    let mut driver = Driver {
-        context,
-        record,
-        console: Arc::clone(&console),
-        state: State::Stopped,
-        told: status.clone(),
-        untold: None,
-        gone: Arc::clone(&gone),
-        status,
-        show,
-        launch: None,
-        held: None,
-        monitor: None,
-        reconnect: None,
-        ops: FuturesUnordered::new(),
-        probing: false,
-        health: Health::default(),
-        taps: Taps::default(),
-        deadline: None,
-        press: None,
-        waiters: Vec::new(),
-        shutdown: None,
-        resets: 0,
-        launch_fault: None,
-    };
-    match initial {
-        Initial::AtRest(exit) => {
-            driver.state = if exit.error.is_empty() { State::Stopped } else { State::Failed };
-            driver.status.exit = exit;
-            driver.status.state = driver.state;
-            // That was told when it ended, or will be by whoever found it gone.
-            driver.told = driver.status.clone();
-        }
-        Initial::Alive(live) => {
-            driver.state = if live.paused { State::Paused } else { State::Running };
-            driver.hold(*live);
-        }
-    }
-    driver.publish();
-    (Handle { commands, watch, console, gone }, driver.run(queue))
-}
-
-impl<P: Ports> Driver<P> {
-    async fn run(mut self, mut queue: mpsc::Receiver<Command>) {
+impl<P: Ports> Driver<'_, P> {
+    async fn run(mut self, queue: &mut mpsc::Receiver<Command>) {
         let mut probe = tokio::time::interval(PROBE);
         probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.context.stop.clone();
@@ -283,6 +230,7 @@ impl<P: Ports> Driver<P> {
                 _ = probe.tick() => {
                     self.look_at_taps();
                     self.probe();
+                    self.compare();
                 }
             }
             self.publish();
@@ -328,6 +276,7 @@ impl<P: Ports> Driver<P> {
                 Effect::Refuse => self.refuse(asker.take()),
                 Effect::CleanUp => self.clean_up().await,
                 Effect::Settle => self.settle(),
+                Effect::Stuck => self.tell_stuck(),
                 Effect::Forget => {
                     if let Err(fault) = self.forget().await {
                         self.state = before;
@@ -354,14 +303,15 @@ impl<P: Ports> Driver<P> {
         self.launch = Some((Box::pin(launch.instrument(Span::current())), cancel));
     }
 
-    async fn launched(&mut self, result: Result<Live, Fault>) {
+    async fn launched(&mut self, result: Result<Live, Box<Failed>>) {
         self.launch = None;
         match result {
             Ok(live) => {
                 self.hold(live);
                 self.feed(Event::Launched, None).await;
             }
-            Err(fault) => {
+            Err(failed) => {
+                let Failed { fault, left } = *failed;
                 let stopped = matches!(self.state, State::Stopping(_));
                 if !stopped {
                     tracing::warn!(vm = %self.record.name, error = fault.chain(), "start failed");
@@ -372,9 +322,18 @@ impl<P: Ports> Driver<P> {
                     LastExit { reason: "it could not be started".into(), error: fault.chain() }
                 };
                 self.launch_fault = Some(fault);
-                let state = machine::step(self.state, Event::LaunchFailed).0;
-                self.record_exit(state).await;
-                self.feed(Event::LaunchFailed, None).await;
+                match left {
+                    Some((process, run)) => {
+                        self.status.run = Some(run);
+                        self.held = Some(Held { process, pump: None, stderr: None, adopted: false });
+                        self.feed(Event::LaunchStuck, None).await;
+                    }
+                    None => {
+                        let state = machine::step(self.state, Event::LaunchFailed).0;
+                        self.record_exit(state).await;
+                        self.feed(Event::LaunchFailed, None).await;
+                    }
+                }
             }
         }
     }
@@ -427,8 +386,11 @@ impl<P: Ports> Driver<P> {
 
     fn kill(&mut self) {
         self.press = None;
-        self.deadline = None;
-        let killed = self.held.as_ref().map_or(Ok(()), |held| held.process.kill());
+        self.deadline = Some(Instant::now() + DEATH);
+        let killed = self
+            .held
+            .as_ref()
+            .map_or(Ok(()), |held| steps::effect(|| "kill QEMU".to_owned(), || held.process.kill()));
         if let Err(fault) = killed {
             tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot kill");
         }
@@ -454,7 +416,7 @@ fn stop_deadline(state: State, now: Option<Instant>, wanted: Instant) -> Option<
     }
 }
 
-async fn next_launch(launch: &mut Option<(Launch, CancellationToken)>) -> Result<Live, Fault> {
+async fn next_launch(launch: &mut Option<(Launch, CancellationToken)>) -> Result<Live, Box<Failed>> {
     match launch {
         Some((launch, _)) => launch.await,
         None => pending().await,

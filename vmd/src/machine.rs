@@ -80,6 +80,8 @@ pub enum Event {
     Launched,
     /// The start failed and was taken back.
     LaunchFailed,
+    /// The start failed, and its process was killed and does not end.
+    LaunchStuck,
     /// The QEMU process ended; `failed`: neither the guest nor we wanted that.
     Exited {
         /// Whether it is an error.
@@ -124,6 +126,8 @@ pub enum Effect {
     CleanUp,
     /// Answer all who wait.
     Settle,
+    /// Tell all who wait that the process was killed and does not end.
+    Stuck,
     /// Remove the machine's record and files.
     Forget,
 }
@@ -149,6 +153,7 @@ fn asks(event: Event) -> bool {
         }
         Event::Launched
         | Event::LaunchFailed
+        | Event::LaunchStuck
         | Event::Exited { .. }
         | Event::VcpusStopped
         | Event::VcpusResumed
@@ -164,6 +169,7 @@ fn at_rest(state: State, event: Event) -> (State, &'static [Effect]) {
         Event::Reset | Event::Pause | Event::Resume => (state, &[Effect::Refuse]),
         Event::Launched
         | Event::LaunchFailed
+        | Event::LaunchStuck
         | Event::Exited { .. }
         | Event::VcpusStopped
         | Event::VcpusResumed
@@ -178,6 +184,7 @@ fn starting(event: Event) -> (State, &'static [Effect]) {
         Event::Reset | Event::Pause | Event::Resume | Event::Delete => (State::Starting, &[Effect::Refuse]),
         Event::Launched => (State::Running, &[Effect::Settle]),
         Event::LaunchFailed => (State::Failed, &[Effect::Settle]),
+        Event::LaunchStuck => (State::Stopping(Stage::Killed), &[Effect::Stuck]),
         // The launch itself watches the process until it hands it over.
         Event::Exited { .. } | Event::VcpusStopped | Event::VcpusResumed | Event::Expired => {
             (State::Starting, &[])
@@ -195,7 +202,9 @@ fn running(event: Event) -> (State, &'static [Effect]) {
         Event::Delete => (State::Running, &[Effect::Refuse]),
         Event::Exited { failed } => ended(failed),
         Event::VcpusStopped => (State::Paused, &[]),
-        Event::Launched | Event::LaunchFailed | Event::VcpusResumed | Event::Expired => (State::Running, &[]),
+        Event::Launched | Event::LaunchFailed | Event::LaunchStuck | Event::VcpusResumed | Event::Expired => {
+            (State::Running, &[])
+        }
     }
 }
 
@@ -212,7 +221,9 @@ fn paused(event: Event) -> (State, &'static [Effect]) {
         Event::Start | Event::Delete => (State::Paused, &[Effect::Refuse]),
         Event::Exited { failed } => ended(failed),
         Event::VcpusResumed => (State::Running, &[]),
-        Event::Launched | Event::LaunchFailed | Event::VcpusStopped | Event::Expired => (State::Paused, &[]),
+        Event::Launched | Event::LaunchFailed | Event::LaunchStuck | Event::VcpusStopped | Event::Expired => {
+            (State::Paused, &[])
+        }
     }
 }
 
@@ -227,19 +238,22 @@ fn stopping(stage: Stage, event: Event) -> (State, &'static [Effect]) {
             (same, &[Effect::Refuse])
         }
         Event::Stop { force } => match (force, stage) {
-            (true, Stage::Asked | Stage::Quitting) => {
+            // One that does not end is killed again, so that whoever asks is told.
+            (true, Stage::Asked | Stage::Quitting) | (_, Stage::Killed) => {
                 (State::Stopping(Stage::Killed), &[Effect::Join, Effect::Kill])
             }
-            (false, _) | (true, Stage::Aborting | Stage::Killed) => (same, &[Effect::Join]),
+            (false, Stage::Asked | Stage::Quitting) | (_, Stage::Aborting) => (same, &[Effect::Join]),
         },
         // The start was faster than its end.
         Event::Launched => (State::Stopping(Stage::Killed), &[Effect::Kill]),
         Event::LaunchFailed => (State::Stopped, &[Effect::Settle]),
+        Event::LaunchStuck => (State::Stopping(Stage::Killed), &[Effect::Stuck]),
         Event::Exited { .. } => (State::Stopped, &[Effect::CleanUp, Effect::Settle]),
         Event::Expired => match stage {
             Stage::Asked => (State::Stopping(Stage::Quitting), &[Effect::Quit]),
             Stage::Quitting => (State::Stopping(Stage::Killed), &[Effect::Kill]),
-            Stage::Aborting | Stage::Killed => (same, &[]),
+            Stage::Killed => (same, &[Effect::Stuck]),
+            Stage::Aborting => (same, &[]),
         },
         Event::VcpusStopped | Event::VcpusResumed => (same, &[]),
     }
@@ -250,7 +264,7 @@ mod test {
     use super::*;
     use proptest::prelude::*;
 
-    const EVENTS: [Event; 14] = [
+    const EVENTS: [Event; 15] = [
         Event::Start,
         Event::Stop { force: false },
         Event::Stop { force: true },
@@ -260,6 +274,7 @@ mod test {
         Event::Delete,
         Event::Launched,
         Event::LaunchFailed,
+        Event::LaunchStuck,
         Event::Exited { failed: false },
         Event::Exited { failed: true },
         Event::VcpusStopped,
@@ -338,12 +353,14 @@ mod test {
     fn a_stop_that_times_out_gets_harder_until_the_kill() {
         let (mut state, _) = step(State::Running, Event::Stop { force: false });
         let mut seen = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..3 {
             let (next, effects) = step(state, Event::Expired);
             seen.extend_from_slice(effects);
             state = next;
         }
-        assert_eq!(seen, [Effect::Quit, Effect::Kill]);
+        // One that even that does not end is waited for, and whoever asks is told.
+        assert_eq!(seen, [Effect::Quit, Effect::Kill, Effect::Stuck]);
+        assert_eq!(step(state, Event::Stop { force: false }).1, [Effect::Join, Effect::Kill]);
         assert_eq!(step(state, Event::Exited { failed: true }).0, State::Stopped);
     }
 

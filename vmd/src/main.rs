@@ -8,7 +8,7 @@ use shared::{
     fault::{Fault, Kind},
     limits, serve, shutdown,
     socket::Bound,
-    telemetry,
+    steps, telemetry,
 };
 use std::{process::ExitCode, time::Duration};
 use vmd::{config::Config, ports::NetdPorts, qemu::launch, server, supervisor, supervisor::Supervisor};
@@ -76,6 +76,7 @@ fn give_up_privileges(allow_root: bool) -> Result<(), Fault> {
 async fn run(config: Config) -> Result<(), Fault> {
     let telemetry = telemetry::start("vmd", "info")?;
     limits::raise_descriptors();
+    limits::spare_from_oom();
     let stop =
         shutdown::on_signal().map_err(|e| Fault::internal("cannot install signal handlers").cause(&e))?;
     if let Some(what) = &config.forget {
@@ -89,6 +90,7 @@ async fn run(config: Config) -> Result<(), Fault> {
         // A QEMU that is silent holds the adoption up, but not the end: the next vmd adopts it.
         () = stop.cancelled() => return Ok(()),
     };
+    steps::serving();
     let routes = server::routes(supervisor.clone(), stop.clone());
     let audit = Audit::open(&config.state_dir);
     let methods = proto::METHODS.iter().map(|method| (method.path, method.role, method.audited));

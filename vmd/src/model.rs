@@ -287,6 +287,36 @@ pub struct Run {
     /// Which layers keep QEMU in; empty if a vmd started it that had none.
     #[serde(default)]
     pub containment: Vec<crate::jail::Finding>,
+    /// The image of each disk; empty if an earlier vmd recorded the run.
+    #[serde(default)]
+    pub images: Vec<Image>,
+    /// The file that `qemu_binary` was; `None` if an earlier vmd recorded the run.
+    #[serde(default)]
+    pub qemu_file: Option<FileId>,
+}
+
+/// A disk's image, however its path changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Of a file, `st_dev`; of a block device, the highest number.
+    pub device: u64,
+    /// Of a file, `st_ino`; of a block device, its own number.
+    pub inode: u64,
+    /// The machine may write to it.
+    pub writable: bool,
+}
+
+/// What tells a file from the one that replaces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileId {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+    /// Of the last change of its content, seconds and nanoseconds.
+    pub modified: (i64, i64),
+    /// Bytes.
+    pub size: u64,
 }
 
 /// How the last run ended.
@@ -328,6 +358,24 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
+impl Status {
+    /// Of a machine that does not run.
+    #[must_use]
+    pub fn at_rest(exit: LastExit) -> Self {
+        use crate::machine::State;
+        Self {
+            revision: 0,
+            state: if exit.error.is_empty() { State::Stopped } else { State::Failed },
+            exit,
+            run: None,
+            vnc_address: String::new(),
+            silence: None,
+            adopted: false,
+            warnings: Vec::new(),
+        }
+    }
+}
+
 /// A machine as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vm {
@@ -335,6 +383,29 @@ pub struct Vm {
     pub record: Record,
     /// What became of it.
     pub status: Status,
+}
+
+/// A run for tests.
+#[cfg(test)]
+pub(crate) fn test_run() -> Run {
+    Run {
+        boot_id: "boot".into(),
+        pid: 7,
+        start_ticks: 100,
+        uid: 5,
+        qemu_binary: "/q".into(),
+        qemu_version: "v".into(),
+        nonce: Uuid::nil(),
+        start_time: Timestamp { seconds: 0, nanos: 0 },
+        accelerator: Accelerator::Tcg,
+        cpu_model: "max".into(),
+        interfaces: vec![],
+        addresses: vec![],
+        warnings: vec![],
+        containment: vec![],
+        images: vec![],
+        qemu_file: None,
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 mod confine;
 mod display;
+mod images;
 mod nics;
 mod undo;
 
@@ -31,6 +32,7 @@ use shared::{
     access::Access,
     fault::{Fault, Kind},
     name::Name,
+    steps,
     store::{Op, Store},
     time::Timestamp,
 };
@@ -47,7 +49,7 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use undo::Undo;
-pub use undo::clean_up;
+pub use undo::{Failed, clean_up, remove_folder};
 
 /// `sun_path` of <sys/un.h>, without the final zero.
 const MAX_SOCKET_PATH: usize = 107;
@@ -153,7 +155,7 @@ pub struct Live {
     pub adopted: bool,
 }
 
-/// Starts a machine. If that fails, or `cancel` comes first, nothing of it is left.
+/// Starts a machine. If that fails, or `cancel` comes first, nothing of it is left but a process that does not end.
 ///
 /// # Errors
 /// What failed, with QEMU's last words where it had any.
@@ -162,7 +164,7 @@ pub async fn launch<P: Ports>(
     record: Record,
     console: Arc<Console>,
     cancel: CancellationToken,
-) -> Result<Live, Fault> {
+) -> Result<Live, Box<Failed>> {
     let mut undo = Undo::default();
     let result = tokio::select! {
         biased;
@@ -171,7 +173,7 @@ pub async fn launch<P: Ports>(
     };
     match result {
         Ok(live) => Ok(live),
-        Err(fault) => Err(undo.run(&context, &record, fault).await),
+        Err(fault) => Err(Box::new(undo.run(&context, &record, fault).await)),
     }
 }
 
@@ -182,9 +184,13 @@ async fn steps<P: Ports>(
     undo: &mut Undo,
 ) -> Result<Live, Fault> {
     let choice = context.host.accelerator()?;
+    let qemu_file = context.host.file().ok();
     let version = context.host.version().await?;
     let cpu_model = cpu_model(record, choice.accelerator)?;
     let disks = open_disks(record, context.reach(record.confined, record.owner)).await?;
+    let images = images::images(&record.spec.disks, &disks)
+        .map_err(|e| Fault::internal("cannot look at an open disk").cause(&e))?;
+    images::check(context, record, &images).await?;
     let confined = confine::confine(context, record, choice.accelerator, &disks).await?;
     let ports = nics::make_ports(context, record, undo).await?;
     let taps = ports
@@ -195,7 +201,7 @@ async fn steps<P: Ports>(
     context.check_paths(&record.name)?;
     let folder = context.run_folder(&record.name);
     undo.folder = true;
-    let listeners = listen(&folder)?;
+    let listeners = steps::effect(|| "make the run folder".to_owned(), || listen(&folder))?;
     let display = display::listen(context, record)?;
     let state = context.state_folder(&record.name);
     undo.stderr = Some(Stderr::start(&folder, &state).map_err(|e| folder_fault(&folder, &e))?);
@@ -227,7 +233,15 @@ async fn steps<P: Ports>(
     let (pid, mut gate) = launch::spawn(launch, fds)?;
     let lost =
         |error: &std::io::Error| Fault::internal("lost the process that was to become QEMU").cause(error);
-    let process = undo.process.insert(Process::open(pid).map_err(|e| lost(&e))?);
+    let process = match Process::open(pid) {
+        Ok(process) => undo.process.insert(process),
+        Err(error) => {
+            // It ends at its gate, and would stay a zombie.
+            drop(gate);
+            process::reap(pid).await;
+            return Err(lost(&error));
+        }
+    };
     let identity = process::identity(pid).map_err(|e| lost(&e))?;
 
     let run = Run {
@@ -245,15 +259,22 @@ async fn steps<P: Ports>(
         interfaces: ports.into_iter().map(|port| port.interface).collect(),
         warnings: choice.warning.into_iter().collect(),
         containment: confined.findings,
+        images,
+        qemu_file,
     };
     let name = record.name.as_str();
-    undo.recorded = true;
+    steps::point(|| "point after the spawn".to_owned())?;
+    undo.run = Some(run.clone());
     context.store.commit(vec![Op::put(KIND_RUN, name, &run)?, Op::delete(KIND_EXIT, name)]).await?;
+    steps::point(|| "point before the console".to_owned())?;
     // Connected before QEMU is there, so that the guest's first byte has a reader.
     let pump = Pump::start(&folder.join(SERIAL), console).await.map_err(|e| folder_fault(&folder, &e))?;
     gate.ready().await?;
+    steps::point(|| "point before the gate".to_owned())?;
     gate.release().map_err(|e| lost(&e))?;
+    steps::point(|| "point after the gate".to_owned())?;
     let (monitor, vnc_address) = bring_up(record, &folder, process, display).await?;
+    steps::point(|| "point after the guest runs".to_owned())?;
     let (process, stderr) = (undo.process.take(), undo.stderr.take());
     Ok(Live {
         run,

@@ -1,5 +1,6 @@
 //! Which machines there are: records and drivers, made and removed together.
 
+mod drive;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod quota;
@@ -9,15 +10,14 @@ pub use stored::forget;
 use stored::{Stored, load, next_epoch};
 
 use crate::{
-    adopt::{self, Found},
     config::Config,
     console::Console,
-    driver::{self, Handle, Initial, Verb},
+    driver::{Handle, Initial, Verb},
     jail::{Finding, host::Jail},
-    model::{KIND_EXIT, KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
+    model::{KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
     ports::{Ports, Releases},
     qemu::{files, host::Host},
-    start::{self, Context},
+    start::Context,
 };
 use futures_util::future::join_all;
 use shared::{
@@ -27,6 +27,7 @@ use shared::{
     fault::{Fault, Kind},
     mac::Mac,
     name::Name,
+    steps,
     store::{Op, Store},
     time::Timestamp,
 };
@@ -113,6 +114,7 @@ impl<P: Ports> Supervisor<P> {
             tasks: TaskTracker::new(),
             epoch,
         }));
+        supervisor.forget_strangers(&records, &runs, &broken);
         let adopting = records.into_iter().map(|record| {
             let run = runs.remove(record.name.as_str());
             let exit = exits.get(record.name.as_str()).cloned().unwrap_or_default();
@@ -130,39 +132,10 @@ impl<P: Ports> Supervisor<P> {
 
     /// A machine of an earlier vmd: adopted, or at rest.
     async fn bring_back(&self, record: Record, run: Option<Run>, exit: LastExit) -> Result<(), Fault> {
-        let context = &self.0.context;
         let console = self.console(&record.name)?;
-        let initial = match run {
-            None => Initial::AtRest(exit),
-            Some(run) => match adopt::find(context, &record, run).await? {
-                Found::Alive(mut live) => {
-                    context.jail.keep(&record.name, live.run.uid);
-                    let folder = context.run_folder(&record.name);
-                    live.pump = start::attach_console(&folder, Arc::clone(&console)).await;
-                    tracing::info!(vm = %record.name, pid = live.run.pid, "adopted");
-                    Initial::Alive(live)
-                }
-                Found::Gone(reason) => {
-                    tracing::warn!(vm = %record.name, reason, "its run is over");
-                    let exit = LastExit { reason, error: String::new() };
-                    let op = Op::put(KIND_EXIT, record.name.as_str(), &exit)?;
-                    let news = News::of(EventKind::Exited, record.resource(), exit.reason.clone());
-                    drop(start::clean_up(context, &record, vec![op], vec![news]).await);
-                    Initial::AtRest(exit)
-                }
-            },
-        };
+        let initial = self.initial(&record, &console, run, exit).await?;
         self.add(record, console, initial);
         Ok(())
-    }
-
-    fn add(&self, record: Record, console: Arc<Console>, initial: Initial) -> Handle {
-        let name = record.name.clone();
-        let (handle, task) =
-            driver::spawn(Arc::clone(&self.0.context), record, console, initial, self.0.epoch);
-        self.0.tasks.spawn(task);
-        self.vms().insert(name, handle.clone());
-        handle
     }
 
     fn console(&self, name: &Name) -> Result<Arc<Console>, Fault> {
@@ -231,7 +204,7 @@ impl<P: Ports> Supervisor<P> {
             owner: owner.uid,
             confined: !owner.is_admin(),
         };
-        let console = self.console(&record.name)?;
+        let console = steps::effect(|| "make the console".to_owned(), || self.console(&record.name))?;
         let op = Op::put(KIND_VM, record.name.as_str(), &record)?;
         let news = News::of(EventKind::Created, record.resource(), "");
         let _told = match self.0.context.store.commit_telling(vec![op], vec![news]).await {
@@ -278,7 +251,7 @@ impl<P: Ports> Supervisor<P> {
     ) -> Result<T, Fault> {
         self.0
             .tasks
-            .spawn(work.instrument(Span::current()))
+            .spawn(steps::change(work).instrument(Span::current()))
             .await
             .map_err(|e| Fault::internal("the task that makes and removes machines died").cause(&e))?
     }

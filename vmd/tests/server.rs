@@ -250,7 +250,9 @@ async fn a_vmd_that_ends_does_not_say_that_its_machines_are_gone() {
 #[tokio::test]
 async fn a_run_that_ended_without_vmd_is_recorded_as_that() {
     let mut vmd = Daemon::start().await;
-    vmd.create("web", spec(&[])).await.expect("create");
+    for name in ["web", "db"] {
+        vmd.create(name, spec(&[])).await.expect("create");
+    }
     vmd.stop.cancel();
     vmd.task.await.expect("task").expect("end");
     let store = loop {
@@ -260,30 +262,60 @@ async fn a_run_that_ended_without_vmd_is_recorded_as_that() {
         }
         tokio::task::yield_now().await;
     };
-    // This very test, which is not what the record says: it must live on.
-    let run = Run {
-        containment: vec![],
-        boot_id: vmd::qemu::process::boot_id().expect("boot id"),
-        pid: std::process::id(),
-        start_ticks: 1,
-        uid: 0,
-        qemu_binary: "/qemu".into(),
-        qemu_version: "7".into(),
-        nonce: uuid::Uuid::nil(),
-        start_time: Timestamp::now(),
-        accelerator: Accelerator::Tcg,
-        cpu_model: "max".into(),
-        interfaces: vec![],
-        addresses: vec![],
-        warnings: vec![],
-    };
-    store.commit(vec![Op::put(KIND_RUN, "web", &run).expect("op")]).await.expect("commit");
+    // This very test, which is not what the record says: it must live on. Of the same boot with another start, or the
+    // other way round.
+    let own = vmd::qemu::process::identity(std::process::id()).expect("identity");
+    let strangers = [
+        (own.boot_id, 1, "QEMU ended while vmd was not running"),
+        ("other".to_owned(), own.start_ticks, "the host was restarted"),
+    ];
+    let mut ops = Vec::new();
+    for ((boot_id, start_ticks, _), name) in strangers.clone().into_iter().zip(["web", "db"]) {
+        let run = Run {
+            containment: vec![],
+            boot_id,
+            pid: std::process::id(),
+            start_ticks,
+            uid: rustix::process::geteuid().as_raw(),
+            qemu_binary: "/qemu".into(),
+            qemu_version: "7".into(),
+            nonce: uuid::Uuid::nil(),
+            start_time: Timestamp::now(),
+            accelerator: Accelerator::Tcg,
+            cpu_model: "max".into(),
+            interfaces: vec![],
+            addresses: vec![],
+            warnings: vec![],
+            images: vec![],
+            qemu_file: None,
+        };
+        ops.push(Op::put(KIND_RUN, name, &run).expect("op"));
+    }
+    store.commit(ops).await.expect("commit");
     drop(store);
     let mut vmd = Daemon::start_in(vmd.dir, vmd.netd).await;
-    let name = "vms/web".to_owned();
-    let stop = StopVmRequest { name: name.clone(), force: true, timeout: None };
-    let status = vmd.client.stop_vm(stop).await.expect("stop").into_inner().status.expect("status");
-    assert_eq!(status.state(), VmState::Stopped);
-    assert_eq!(status.exit_reason, "exit code unknown: QEMU ended while vmd was not running");
-    assert_eq!(status.pid, 0);
+    for ((_, _, why), name) in strangers.into_iter().zip(["web", "db"]) {
+        let stop = StopVmRequest { name: format!("vms/{name}"), force: true, timeout: None };
+        let status = vmd.client.stop_vm(stop).await.expect("stop").into_inner().status.expect("status");
+        assert_eq!(status.state(), VmState::Stopped);
+        assert_eq!(status.exit_reason, format!("exit code unknown: {why}"));
+        assert_eq!(status.pid, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_driver_that_dies_is_replaced_and_its_ports_are_given_back() {
+    let mut vmd = Daemon::start().await;
+    vmd.create("web", spec(&["lan"])).await.expect("create");
+    let start = || StartVmRequest { name: "vms/web".into() };
+    vmd.netd.break_once();
+    let broken = Fault::from(vmd.client.start_vm(start()).await.expect_err("its driver died"));
+    assert_eq!((broken.kind(), broken.reason()), (Kind::Unavailable, "ENDING"));
+    // The next one answers for itself: what is not QEMU does not start, and the machine is FAILED.
+    let other = Fault::from(vmd.client.start_vm(start()).await.expect_err("no QEMU"));
+    assert_ne!(other.reason(), "ENDING", "{}", other.chain());
+    let got = vmd.client.get_vm(GetVmRequest { name: "vms/web".into() }).await.expect("get").into_inner();
+    assert_eq!(state(&got), VmState::Failed);
+    assert!(vmd.netd.ports().is_empty());
+    vmd.client.delete_vm(DeleteVmRequest { name: "vms/web".into() }).await.expect("delete");
 }

@@ -1,6 +1,6 @@
 //! The end of a run: why, and what is left to be put away.
 
-use super::{Driver, Held, health::Health};
+use super::{Driver, Held, health::Health, show::STUCK};
 use crate::{
     machine::{Event, Stage, State},
     model::{KIND_EXIT, LastExit, Status},
@@ -24,7 +24,7 @@ struct Known<'a> {
     stderr: &'a str,
 }
 
-impl<P: Ports> Driver<P> {
+impl<P: Ports> Driver<'_, P> {
     pub(super) async fn exited(&mut self, exit: Exit) {
         let Some(mut held) = self.held.take() else { return };
         if let Some((_, mut events)) = self.monitor.take() {
@@ -46,6 +46,10 @@ impl<P: Ports> Driver<P> {
             adopted: held.adopted,
             stderr: &stderr,
         });
+        if let Some(fault) = self.launch_fault.take() {
+            // It never ran: why not says more than how it was ended.
+            self.status.exit = LastExit { reason: "it could not be started".into(), error: fault.chain() };
+        }
         (self.deadline, self.press, self.reconnect) = (None, None, None);
         self.health = Health::default();
         tracing::info!(
@@ -62,6 +66,7 @@ impl<P: Ports> Driver<P> {
     pub(super) async fn clean_up(&mut self) {
         let ops = Op::put(KIND_EXIT, self.record.name.as_str(), &self.status.exit).into_iter().collect();
         self.status.run = None;
+        self.status.warnings.retain(|warning| !warning.starts_with(STUCK));
         self.status.vnc_address.clear();
         self.status.silence = None;
         self.status.adopted = false;

@@ -33,7 +33,7 @@ impl Default for Health {
     }
 }
 
-impl<P: Ports> Driver<P> {
+impl<P: Ports> Driver<'_, P> {
     /// QEMU does not do as it should.
     pub(super) fn silent(&mut self, why: String) {
         // A QEMU that is being stopped may close before it answers.

@@ -8,7 +8,7 @@ use crate::{
 };
 use shared::events::{EventKind, News};
 
-impl<P: Ports> Driver<P> {
+impl<P: Ports> Driver<'_, P> {
     /// What is to be told once the machine is as `after` says; it is not told again.
     pub(super) fn news(&mut self, after: Status) -> Vec<News> {
         let news = changes(&self.told, &after);

@@ -3,11 +3,21 @@
 use super::{Driver, Reply, Verb};
 use crate::{
     ports::Ports,
-    qemu::{args, qmp::Qmp},
+    qemu::{
+        args,
+        qmp::{self, Qmp},
+    },
 };
 use serde_json::{Value, json};
 use shared::fault::{Fault, Kind};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
+
+/// How much later than its deadline a command may end if vmd runs as it should.
+const HELD_UP: Duration = Duration::from_secs(1);
+/// How the warning begins that tells of another QEMU.
+const REPLACED: &str = "QEMU's program was replaced";
 
 /// A command to QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +30,8 @@ pub(super) enum Op {
     Probe,
     /// Removes the other side of the NIC of that number.
     Unplug(usize),
+    /// Not QEMU's: which version the next start would run.
+    Version,
 }
 
 impl Op {
@@ -32,6 +44,7 @@ impl Op {
             Self::Quit => "quit",
             Self::Probe => "query-status",
             Self::Unplug(_) => "netdev_del",
+            Self::Version => "--version",
         }
     }
 
@@ -48,12 +61,13 @@ pub(super) struct Done {
     op: Op,
     asker: Option<(Verb, Reply)>,
     result: Result<Value, Fault>,
+    asked: Instant,
 }
 
-impl<P: Ports> Driver<P> {
+impl<P: Ports> Driver<'_, P> {
     /// Sends a command; `done` hears of it.
     pub(super) fn order(&mut self, op: Op, asker: Option<(Verb, Reply)>) {
-        let qmp = self.qmp();
+        let (qmp, asked) = (self.qmp(), Instant::now());
         let sent = async move {
             let result = match qmp {
                 Some(qmp) => Qmp::execute(&qmp, op.command(), op.arguments()).await,
@@ -62,9 +76,35 @@ impl<P: Ports> Driver<P> {
                         .hint("`kvmctl vm stop --force` ends it in any case"))
                 }
             };
-            Done { op, asker, result }
+            Done { op, asker, result, asked }
         };
         self.ops.push(Box::pin(sent.instrument(Span::current())));
+    }
+
+    /// Looks whether the next start would run another QEMU. What is replaced is read again only then.
+    pub(super) fn compare(&mut self) {
+        let Some(started) = self.run_record().and_then(|run| run.qemu_file) else { return };
+        let now = self.context.host.file().ok();
+        if now == Some(started) {
+            self.replaced = None;
+            self.status.warnings.retain(|warning| !warning.starts_with(REPLACED));
+        } else if self.replaced != Some(now) {
+            self.replaced = Some(now);
+            let context = Arc::clone(&self.context);
+            self.ops.push(Box::pin(async move {
+                let result = context.host.version().await.map(Value::String);
+                Done { op: Op::Version, asker: None, result, asked: Instant::now() }
+            }));
+        }
+    }
+
+    fn show_replaced(&mut self, version: Option<&str>) {
+        let Some(run) = self.run_record() else { return };
+        let next = version.unwrap_or("none that can be run");
+        let warning =
+            format!("{REPLACED} since the start: {} runs, and the next start takes {next}", run.qemu_version);
+        self.status.warnings.retain(|warning| !warning.starts_with(REPLACED));
+        self.status.warnings.push(warning);
     }
 
     /// Asks whether QEMU is still there, unless that is being asked.
@@ -77,7 +117,11 @@ impl<P: Ports> Driver<P> {
 
     /// A command was answered, or was not.
     pub(super) async fn done(&mut self, done: Done) {
-        let Done { op, asker, result } = done;
+        let Done { op, asker, result, asked } = done;
+        if op == Op::Version {
+            let version = result.ok().and_then(|value| value.as_str().map(str::to_owned));
+            return self.show_replaced(version.as_deref());
+        }
         self.probing &= op != Op::Probe;
         if self.held.is_none() {
             // It ended meanwhile; its end says more than the command's.
@@ -93,14 +137,19 @@ impl<P: Ports> Driver<P> {
                 match (op, running) {
                     (Op::Pause, _) | (Op::Probe, Some(false)) => self.saw_vcpus(false).await,
                     (Op::Resume, _) | (Op::Probe, Some(true)) => self.saw_vcpus(true).await,
-                    (Op::Reset | Op::Powerdown | Op::Quit | Op::Probe | Op::Unplug(_), _) => {}
+                    (Op::Reset | Op::Powerdown | Op::Quit | Op::Probe | Op::Unplug(_) | Op::Version, _) => {}
                 }
                 self.answer(asker);
             }
             Err(fault) => {
                 // A connection that closed is a case of its own.
                 if fault.reason() == "QMP_TIMEOUT" {
-                    self.silent(fault.chain());
+                    if asked.elapsed() < qmp::DEADLINE + HELD_UP {
+                        self.silent(fault.chain());
+                    } else {
+                        // It was vmd that stood still, and its answer may be there already.
+                        self.probe();
+                    }
                 }
                 if let Some((_, reply)) = asker {
                     let context = format!("machine `{}` did not obey", self.record.name);

@@ -14,7 +14,7 @@ use shared::{
 };
 use std::sync::atomic::Ordering;
 
-impl<P: Ports> Driver<P> {
+impl<P: Ports> Driver<'_, P> {
     pub(super) async fn forget(&mut self) -> Result<(), Fault> {
         let name = self.record.name.as_str();
         let ops = [KIND_VM, KIND_RUN, KIND_EXIT].map(|kind| store::Op::delete(kind, name)).to_vec();
@@ -25,11 +25,8 @@ impl<P: Ports> Driver<P> {
         drop(told);
         self.context.releases.release(&start::port_names(&self.record)).await;
         let folder = self.context.state_folder(&self.record.name);
-        if let Err(error) = std::fs::remove_dir_all(&folder)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(folder = %folder.display(), %error, "cannot remove the log of a deleted machine");
-        }
+        // The next start of vmd removes what could not be removed now.
+        start::remove_folder(&folder);
         Ok(())
     }
 

@@ -5,7 +5,10 @@ use crate::{machine::State, model::Vm, ports::Ports};
 use shared::fault::{Fault, Kind};
 use std::sync::Arc;
 
-impl<P: Ports> Driver<P> {
+/// How the warning of a process that does not end begins.
+pub(super) const STUCK: &str = "QEMU, ";
+
+impl<P: Ports> Driver<'_, P> {
     pub(super) fn vm(&self) -> Arc<Vm> {
         self.show.borrow().clone()
     }
@@ -49,6 +52,28 @@ impl<P: Ports> Driver<P> {
             self.status.warnings.retain(|warning| !warning.starts_with(WORDS));
             let times = if self.resets == 1 { "once".into() } else { format!("{} times", self.resets) };
             self.status.warnings.push(format!("{WORDS}{times} in this run"));
+        }
+    }
+
+    /// SIGKILL was sent, and the process is still there.
+    pub(super) fn tell_stuck(&mut self) {
+        let Some(run) = &self.status.run else { return };
+        let message =
+            format!("{STUCK}process {}, was killed and does not end: it hangs in the kernel", run.pid);
+        tracing::error!(vm = %self.record.name, pid = run.pid, "QEMU was killed and does not end");
+        if !self.status.warnings.contains(&message) {
+            self.status.warnings.push(message.clone());
+        }
+        self.publish();
+        for (verb, reply) in std::mem::take(&mut self.waiters) {
+            let stuck = Fault::new(Kind::Unavailable, "STUCK", message.clone())
+                .hint("look at what it waits for (its stack in /proc): a disk or network file system that hangs")
+                .hint("its disks and ports stay taken until it ends");
+            let fault = match (verb, &self.launch_fault) {
+                (Verb::Start, Some(fault)) => fault.clone(),
+                _ => stuck,
+            };
+            let _ = reply.send(Err(fault));
         }
     }
 

@@ -24,7 +24,7 @@ fn index(name: &str) -> Option<u32> {
     name_to_index(socket, name).ok()
 }
 
-impl<P: Ports> Driver<P> {
+impl<P: Ports> Driver<'_, P> {
     /// Takes the NICs of those that are gone off QEMU's hands, and says so.
     pub(super) fn look_at_taps(&mut self) {
         if self.held.is_none() || self.monitor.is_none() {

@@ -23,6 +23,7 @@ struct Inner {
     ports: BTreeMap<String, Made>,
     made: u32,
     down: bool,
+    fatal: bool,
 }
 
 #[derive(Debug)]
@@ -44,6 +45,11 @@ impl FakePorts {
     /// From now on every call fails as if netd were not there, or no longer does.
     pub fn set_down(&self, down: bool) {
         self.inner().down = down;
+    }
+
+    /// The next create panics, as a defect would.
+    pub fn break_once(&self) {
+        self.inner().fatal = true;
     }
 
     /// Somebody else makes a port; its uid is `foreign`.
@@ -89,6 +95,10 @@ impl Ports for FakePorts {
 
     async fn create(&self, port: &PortRequest) -> Result<Port, Fault> {
         let mut inner = self.up()?;
+        if std::mem::take(&mut inner.fatal) {
+            drop(inner);
+            panic!("a port that breaks whoever asks for it");
+        }
         if inner.ports.get(&port.resource).is_some_and(|made| made.asked.as_ref() != Some(port)) {
             return Err(Fault::new(Kind::AlreadyExists, "PORT_EXISTS", "there is one with another spec"));
         }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use shared::{
     fault::{Fault, Kind},
     name::Name,
+    steps,
     store::{Op, Store},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -62,13 +63,13 @@ impl<P: Ports> Releases<P> {
         let made = tokio::time::timeout(CREATE, async {
             let mut pending = self.pending.lock().await;
             if let Some(uid) = pending.get(&request.resource) {
-                self.ports.delete(&request.resource, uid.as_deref()).await?;
+                self.delete(&request.resource, uid.as_deref()).await?;
                 pending.remove(&request.resource);
             }
             let record = PortRecord { vm: request.vm.clone(), uid: None };
             self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
             drop(pending);
-            match self.ports.create(request).await {
+            match steps::step(|| "create the port".to_owned(), || self.ports.create(request)).await {
                 // Somebody else made it.
                 Err(fault) if fault.kind() == Kind::AlreadyExists => {
                     self.store.commit(vec![Op::delete(KIND_PORT, &request.resource)]).await?;
@@ -86,6 +87,10 @@ impl<P: Ports> Releases<P> {
         let record = PortRecord { vm: request.vm.clone(), uid: Some(port.uid.clone()) };
         self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
         Ok(port)
+    }
+
+    async fn delete(&self, resource: &str, uid: Option<&str>) -> Result<(), Fault> {
+        steps::step(|| "delete the port".to_owned(), || self.ports.delete(resource, uid)).await
     }
 
     /// Deletes ports now if netd is there, and later if it is not. Their uids are those recorded.
@@ -146,11 +151,10 @@ impl<P: Ports> Releases<P> {
     async fn delete_all(&self, pending: &mut Pending) -> Result<(), Fault> {
         let mut result = Ok(());
         for (resource, uid) in pending.clone() {
-            let deleted = tokio::time::timeout(PATIENCE, self.ports.delete(&resource, uid.as_deref()))
-                .await
-                .unwrap_or_else(|_| {
-                    Err(Fault::new(Kind::Unavailable, "NETD_TIMEOUT", "netd did not answer in time"))
-                });
+            let deleted =
+                tokio::time::timeout(PATIENCE, self.delete(&resource, uid.as_deref())).await.unwrap_or_else(
+                    |_| Err(Fault::new(Kind::Unavailable, "NETD_TIMEOUT", "netd did not answer in time")),
+                );
             match deleted {
                 Ok(()) => {
                     self.store.commit(vec![Op::delete(KIND_PORT, &resource)]).await?;

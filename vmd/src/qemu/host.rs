@@ -1,6 +1,9 @@
 //! What this host's QEMU can do.
 
-use crate::{config::AccelChoice, model::Accelerator};
+use crate::{
+    config::AccelChoice,
+    model::{Accelerator, FileId},
+};
 use shared::fault::{Fault, Kind};
 use std::{
     fs, io,
@@ -24,8 +27,6 @@ pub struct Host {
     /// The version of the file that was asked last; an upgrade changes the file.
     version: Mutex<Option<(FileId, String)>>,
 }
-
-type FileId = (u64, u64, i64, i64, u64);
 
 /// An accelerator, and why it is that one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,20 @@ impl Host {
         &self.binary
     }
 
+    /// The file that the binary is now.
+    ///
+    /// # Errors
+    /// What the file system said.
+    pub fn file(&self) -> io::Result<FileId> {
+        let meta = fs::metadata(&self.binary)?;
+        Ok(FileId {
+            device: meta.dev(),
+            inode: meta.ino(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            size: meta.size(),
+        })
+    }
+
     /// First line of `--version`.
     ///
     /// # Errors
@@ -64,8 +79,7 @@ impl Host {
             )
             .hint("install qemu-system-x86, or name the binary with --qemu")
         };
-        let meta = fs::metadata(&self.binary).map_err(|e| failed("").cause(&e))?;
-        let id = (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size());
+        let id = self.file().map_err(|e| failed("").cause(&e))?;
         if let Some((known, version)) = &*self.cached()
             && *known == id
         {

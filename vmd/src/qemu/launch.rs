@@ -11,7 +11,10 @@ use rustix::{
     io::FdFlags,
     process::{Resource, Rlimit},
 };
-use shared::fault::{Fault, Kind};
+use shared::{
+    fault::{Fault, Kind},
+    limits,
+};
 use std::{
     ffi::{OsStr, OsString},
     fs::File,
@@ -201,6 +204,7 @@ fn prepare(last: Option<OsString>, spec: Option<OsString>) -> io::Result<Spec> {
         .ok_or_else(|| io::Error::other("no descriptor"))?;
     let spec = parse(spec)?;
     rustix::process::setsid()?;
+    limits::prefer_for_oom();
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     close_others(last)?;

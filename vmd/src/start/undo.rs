@@ -2,19 +2,29 @@
 
 use super::Context;
 use crate::{
-    model::{KIND_RUN, Record},
+    model::{KIND_RUN, Record, Run},
     ports::Ports,
     qemu::{files::printable_path, process::Process, stderr::Stderr},
 };
 use shared::{
     events::{News, Pending},
     fault::{Fault, Kind},
+    steps,
     store::Op,
 };
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 /// SIGKILL takes effect at once, unless the process hangs in the kernel.
 const DEATH: Duration = Duration::from_secs(5);
+
+/// A start that came to nothing.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
+    pub fault: Fault,
+    /// What was killed and does not end; its record, ports and folder are still there.
+    pub left: Option<(Process, Run)>,
+}
 
 /// Filled in before each step, so that a step that is cut off half-way is taken back too.
 #[derive(Debug, Default)]
@@ -23,18 +33,22 @@ pub(super) struct Undo {
     pub folder: bool,
     pub stderr: Option<Stderr>,
     pub process: Option<Process>,
-    pub recorded: bool,
+    /// On disk, or about to be.
+    pub run: Option<Run>,
 }
 
 impl Undo {
     /// Takes everything back in reverse, and gives the failure with QEMU's last words and whatever else went wrong.
-    pub async fn run<P: Ports>(self, context: &Context<P>, record: &Record, mut fault: Fault) -> Fault {
+    pub async fn run<P: Ports>(self, context: &Context<P>, record: &Record, mut fault: Fault) -> Failed {
         let mut trouble = Vec::new();
+        let mut stuck = false;
         if let Some(process) = &self.process {
-            if let Err(error) = process.kill() {
+            let killed = steps::effect(|| "kill QEMU".to_owned(), || process.kill());
+            if let Err(error) = killed {
                 trouble.push(error.chain());
             }
-            if tokio::time::timeout(DEATH, process.exited()).await.is_err() {
+            stuck = tokio::time::timeout(DEATH, process.exited()).await.is_err();
+            if stuck {
                 trouble.push(format!("process {} does not end", process.pid()));
             }
         }
@@ -46,7 +60,13 @@ impl Undo {
                     .hint(format!("all that QEMU said is in {}.*", log.display()));
             }
         }
-        if self.recorded
+        let context_words = format!("cannot start machine `{}`", record.name);
+        if stuck && let (Some(process), Some(run)) = (self.process, &self.run) {
+            // It may still write to its disks: it stays recorded, and keeps what it has.
+            let left = Some((process, run.clone()));
+            return Failed { fault: hinted(fault, record, trouble).context(context_words), left };
+        }
+        if self.run.is_some()
             && let Err(error) = context.store.commit(vec![Op::delete(KIND_RUN, record.name.as_str())]).await
         {
             trouble.push(error.chain());
@@ -56,19 +76,23 @@ impl Undo {
         }
         context.jail.give_back(&record.name);
         if self.folder {
-            remove_folder(context, record);
+            remove_folder(&context.run_folder(&record.name));
         }
         if fault.kind() == Kind::Unavailable {
             context.releases.release_later(&self.ports).await;
         } else {
             context.releases.release(&self.ports).await;
         }
-        for trouble in trouble {
-            tracing::error!(vm = %record.name, trouble, "a failed start could not be taken back as a whole");
-            fault = fault.hint(format!("taking the start back failed too: {trouble}"));
-        }
-        fault.context(format!("cannot start machine `{}`", record.name))
+        Failed { fault: hinted(fault, record, trouble).context(context_words), left: None }
     }
+}
+
+fn hinted(mut fault: Fault, record: &Record, trouble: Vec<String>) -> Fault {
+    for trouble in trouble {
+        tracing::error!(vm = %record.name, trouble, "a failed start could not be taken back as a whole");
+        fault = fault.hint(format!("taking the start back failed too: {trouble}"));
+    }
+    fault
 }
 
 /// Adds QEMU's words, in which disks have their paths again instead of the descriptors QEMU was given.
@@ -87,12 +111,19 @@ fn with_words(fault: Fault, words: &str, record: &Record) -> Fault {
     fault
 }
 
-fn remove_folder<P: Ports>(context: &Context<P>, record: &Record) {
-    let folder = context.run_folder(&record.name);
-    if let Err(error) = std::fs::remove_dir_all(&folder)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(folder = %folder.display(), %error, "cannot remove a run folder");
+/// Removes a machine's folder and all in it. Best effort: the next start of vmd, or of the machine, does it again.
+pub fn remove_folder(folder: &Path) {
+    let removed = steps::effect(
+        || "remove a folder".to_owned(),
+        || match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Fault::internal("cannot remove a folder").cause(&error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        },
+    );
+    if let Err(fault) = removed {
+        tracing::warn!(folder = %folder.display(), error = fault.chain(), "a machine's folder stays");
     }
 }
 
@@ -112,7 +143,7 @@ pub async fn clean_up<P: Ports>(
         })
         .ok();
     context.jail.give_back(&record.name);
-    remove_folder(context, record);
+    remove_folder(&context.run_folder(&record.name));
     context.releases.release(&super::port_names(record)).await;
     told
 }

@@ -4,7 +4,9 @@ use super::*;
 use crate::{
     convert,
     fuzz::{self, Outcome},
+    model::KIND_EXIT,
     ports::KIND_PORT,
+    start,
 };
 use serde_json::Value;
 use tempfile::TempDir;
