@@ -22,6 +22,9 @@ pub const SUBORDINATE_IDS: u32 = 64;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+/// Names the host's folder to all that its daemons start.
+const MARK: &str = "KVT_HOST";
+
 /// There where the kernel has bridge netfilter.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
@@ -260,7 +263,7 @@ impl TestHost {
     fn spawn(&self, mut command: Command, log: &str) -> Child {
         let log = self.dir.path().join(log);
         let file = fs::OpenOptions::new().create(true).append(true).open(log).expect("log");
-        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
+        command.env(MARK, self.dir.path()).envs(self.environment.iter().map(|(k, v)| (k, v)));
         command.stdout(file.try_clone().expect("log")).stderr(file).spawn().expect("daemon")
     }
 
@@ -329,6 +332,44 @@ impl TestHost {
     /// Ends vmd by SIGKILL.
     pub fn kill_vmd(&mut self) {
         kill(self.vmd.take());
+    }
+
+    /// Waits until vmd ends by itself, and returns how.
+    ///
+    /// # Panics
+    /// If it was not started, or does not end.
+    pub fn await_vmds_end(&mut self) -> std::process::ExitStatus {
+        let mut child = self.vmd.take().expect("vmd runs");
+        wait::until("vmd to end", || child.try_wait().expect("vmd"))
+    }
+
+    /// Puts the fake QEMU in QEMU's place, with a manner (see `fake-qemu`). Before `add_vmd`.
+    ///
+    /// # Panics
+    /// If it was not built.
+    pub fn fake_qemu(&mut self, manner: &str) {
+        let fake = self.path("fake-qemu");
+        fs::copy(program_path("fake-qemu"), &fake).expect("copy");
+        self.qemu = Some(fake);
+        self.environment.push(("FAKE_QEMU".into(), manner.into()));
+    }
+
+    /// Processes that run as QEMU for this host, fake or real, with the names of their machines.
+    #[must_use]
+    pub fn qemus(&self) -> Vec<(u32, String)> {
+        // In a jail QEMU is in another namespace, folder and uid; what it was told stays.
+        let mark = format!("{MARK}={}", self.dir.path().display());
+        let ours = |pid: &u32| {
+            fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| word == mark.as_bytes()))
+        };
+        processes()
+            .filter_map(|(pid, words)| {
+                let name = words.split('\0').find_map(|word| word.strip_prefix("guest="))?;
+                Some((pid, name.to_owned()))
+            })
+            .filter(|(pid, _)| ours(pid))
+            .collect()
     }
 
     /// A command of kvmctl, not yet run.

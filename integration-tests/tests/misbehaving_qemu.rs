@@ -2,7 +2,7 @@
 
 use integration_tests::{
     figures::{Figures, forget_peak},
-    host::{TestHost, program_path},
+    host::TestHost,
     rpc::Vmd,
     wait,
 };
@@ -25,10 +25,7 @@ const MANNERS: [(&str, &str); 10] = [
 /// A host whose vmd starts a fake QEMU that behaves as told, with a network.
 fn host(manner: &str) -> TestHost {
     let mut host = TestHost::new();
-    let fake = host.path("fake-qemu");
-    fs::copy(program_path("fake-qemu"), &fake).expect("copy");
-    host.qemu = Some(fake);
-    host.environment.push(("FAKE_QEMU".into(), manner.into()));
+    host.fake_qemu(manner);
     host.add_vmd();
     host.ok("network create n --mode isolated");
     host

@@ -214,7 +214,12 @@ fn obey(name: &str, machine: &Machine) -> (Result<Value, String>, Option<Value>)
         "qmp_capabilities" => (done(), None),
         "query-status" => {
             let running = machine.running.load(Ordering::SeqCst) != (machine.manner == Manner::Lie);
-            let status = if running { "running" } else { "paused" };
+            let started = *machine.started.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let status = match (running, started) {
+                (true, _) => "running",
+                (false, true) => "paused",
+                (false, false) => "prelaunch",
+            };
             (Ok(json!({"running": running, "status": status, "singlestep": false})), None)
         }
         "query-chardev" => (Ok(json!([])), None),
