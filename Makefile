@@ -1,6 +1,6 @@
 # The front door: `make` tells what there is.
 .DEFAULT_GOAL := help
-.PHONY: help deps build guest lint test demo bench man clean
+.PHONY: help deps build guest lint test soak demo bench man clean
 
 target := $(or $(CARGO_TARGET_DIR),target)
 
@@ -22,6 +22,9 @@ lint: ## Check formatting, clippy, licences and sources of crates
 
 test: ## Run all checks and tests (as root; about fifteen minutes)
 	@integration-tests/run-tests.sh
+
+soak: build guest ## Run the long versions of tests (as root; about an hour)
+	@integration-tests/soak.sh
 
 demo: build guest ## Show the four networks with real guests, in namespaces (as root; half a minute)
 	@integration-tests/demo.sh $(target)/debug target/guest
