@@ -106,6 +106,8 @@ impl Ledger {
             loud.push((told.key(), None));
         }
         for told in given.filter(|told| !self.quiet.contains_key(&told.key())) {
+            // The former holder's end is told along with it.
+            self.missing.remove(&told.key());
             ops.push(Op::put(LEASE, told.id(), told)?);
             news.push(News::of(EventKind::Leased, told.resource.clone(), told.words()));
             loud.push((told.key(), Some(told.clone())));
