@@ -335,19 +335,7 @@ fn set_profile(bridge: &IfName, profile: BridgeProfile) -> Result<(), Fault> {
 impl Kernel for LinuxKernel {
     #[tracing::instrument(level = "info", skip_all)]
     async fn observe(&self, scope: &Scope) -> Result<Observed, Fault> {
-        match scope {
-            Scope::Links(names) => {
-                Ok(Observed { links: self.some_links(names).await?, ..Observed::default() })
-            }
-            Scope::Port(names) => {
-                Ok(Observed { links: self.shaped_links(names).await?, ..Observed::default() })
-            }
-            Scope::All => {
-                let (host, tables) = tokio::join!(self.host(), nft::read());
-                Ok(Observed { tables: Some(tables?), ..host? })
-            }
-            Scope::Host => self.host().await,
-        }
+        self.netlink.whole(self.look(scope)).await
     }
 
     async fn nft_version(&self) -> Result<String, Fault> {
@@ -364,11 +352,27 @@ impl Kernel for LinuxKernel {
 
     #[tracing::instrument(level = "info", skip_all, fields(action = ?action))]
     async fn apply(&self, action: &Action) -> Result<(), Fault> {
-        steps::step(|| format!("{action:?}"), || self.carry_out(action)).await
+        steps::step(|| format!("{action:?}"), || self.netlink.whole(self.carry_out(action))).await
     }
 }
 
 impl LinuxKernel {
+    async fn look(&self, scope: &Scope) -> Result<Observed, Fault> {
+        match scope {
+            Scope::Links(names) => {
+                Ok(Observed { links: self.some_links(names).await?, ..Observed::default() })
+            }
+            Scope::Port(names) => {
+                Ok(Observed { links: self.shaped_links(names).await?, ..Observed::default() })
+            }
+            Scope::All => {
+                let (host, tables) = tokio::join!(self.host(), nft::read());
+                Ok(Observed { tables: Some(tables?), ..host? })
+            }
+            Scope::Host => self.host().await,
+        }
+    }
+
     async fn carry_out(&self, action: &Action) -> Result<(), Fault> {
         match action {
             Action::CreateBridge { name, .. } => self.create_bridge(name, action).await,

@@ -87,6 +87,8 @@ impl Folder {
     /// # Errors
     /// FAILED_PRECONDITION if the run folder cannot be written.
     pub fn make(&self, group: Option<u32>) -> Result<(), Fault> {
+        // Of a netd that ended while it wrote.
+        remove(&self.0.join(".new"))?;
         for folder in [self.0.clone(), self.hosts(), self.names()] {
             if !folder.is_dir() {
                 steps::effect(|| name("make", &folder), || make(&folder))?;
@@ -118,8 +120,13 @@ impl Folder {
             fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
             fs::rename(&temporary, path)
         };
-        steps::effect(|| name("write", path), || write().map_err(|e| failed("write", path, &e)))?;
-        Ok(true)
+        let written =
+            steps::effect(|| name("write", path), || write().map_err(|e| failed("write", path, &e)));
+        if written.is_err() {
+            // Half of it is of no use to anybody; what cannot be removed is written over.
+            let _ = fs::remove_file(&temporary);
+        }
+        written.map(|()| true)
     }
 
     /// Writes the configuration; whether it was another one before.
@@ -376,6 +383,21 @@ mod test {
         folder.delete().unwrap();
         folder.delete().unwrap();
         assert!(!folder.path().exists());
+    }
+
+    #[test]
+    fn a_write_that_fails_or_was_cut_off_leaves_nothing_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let half = folder.path().join(".new");
+        fs::remove_dir(folder.hosts()).unwrap();
+        let entry = entries(&[("a", "one")]).remove(&"a".parse().unwrap()).unwrap();
+        assert!(folder.put(&"a".parse().unwrap(), &entry).is_err());
+        assert!(!half.exists());
+        fs::write(&half, "of a netd that was killed").unwrap();
+        folder.make(None).unwrap();
+        assert!(!half.exists());
+        assert!(folder.put(&"a".parse().unwrap(), &entry).unwrap());
     }
 
     #[test]

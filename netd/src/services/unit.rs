@@ -187,8 +187,11 @@ impl Unit {
             Some(why) => self.restart(&why).await,
             None => self.tell().await,
         };
-        if let Err(fault) = result {
-            self.failed(&fault);
+        match (result, &self.running) {
+            (Err(fault), _) => self.failed(&fault),
+            // Also where it could not be told something a moment ago.
+            (Ok(()), Some(running)) => self.publish(Status::Running(running.record.pid)),
+            (Ok(()), None) => {}
         }
         self.folder.trim_log();
     }
@@ -326,8 +329,14 @@ impl Unit {
         let gate = child.stdin.take();
         let mut ready = child.stdout.take();
         let pid = child.id();
-        let process =
-            Process::open(pid).map_err(|e| Fault::internal("cannot hold on to dnsmasq").cause(&e))?;
+        let process = match Process::open(pid) {
+            Ok(process) => process,
+            Err(error) => {
+                // It waits at the gate, and nobody else would ask how it ended.
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(Fault::internal("cannot hold on to dnsmasq").cause(&error));
+            }
+        };
         let started = async {
             steps::point(|| "after the spawn of dnsmasq".to_owned())?;
             if network.cell.is_some() {
