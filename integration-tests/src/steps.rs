@@ -35,6 +35,9 @@ const POINT: &str = " point ";
 /// How long netd's idle threads may take to end: the runtime keeps them for 10 s.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// Bound of what netd does by itself after its answer.
+const SOON: Duration = Duration::from_secs(15);
+
 static TOKEN: AtomicU32 = AtomicU32::new(0);
 
 /// What a run of everything came to.
@@ -224,7 +227,12 @@ impl Bench {
         (done, may_wait): (bool, bool),
         retries: &mut (usize, usize),
     ) {
-        let records = Records::of(&self.host);
+        let known = |records: &Records| {
+            *records == before.records || *records == after.records || may_wait && records.is_deleting()
+        };
+        // What looks after dnsmasq may be at work.
+        let soon = wait::try_until(SOON, || Some(Records::of(&self.host)).filter(known));
+        let records = soon.unwrap_or_else(|| Records::of(&self.host));
         // Where the request said that all went well, it is so.
         if !done && records.is_deleting() {
             assert!(may_wait, "a start that leaves something to delete");
@@ -236,8 +244,18 @@ impl Bench {
             before.census.await_same(&self.host);
         }
         retries.0 += 1;
+        if may_wait && records.is_deleting() {
+            // What could not be put back now is later, and until then the answer is to try again.
+            wait::until("what is left to be deleted", || {
+                operation
+                    .act
+                    .send(&self.host)
+                    .ok()
+                    .or_else(|| (!Records::of(&self.host).is_deleting()).then_some(()))
+            });
+        }
         operation.act.again(&self.host);
-        after.records.assert_same(&Records::of(&self.host));
+        after.records.await_same(&self.host);
         retries.1 += 1;
         if crate::soak() {
             after.census.await_same(&self.host);
@@ -250,7 +268,7 @@ impl Bench {
         for request in &operation.undo {
             request.ok(&self.host);
         }
-        before.records.assert_same(&Records::of(&self.host));
+        before.records.await_same(&self.host);
         before.census.await_same(&self.host);
     }
 

@@ -1,6 +1,6 @@
 //! What netd says of all its objects, by its API.
 
-use crate::host::TestHost;
+use crate::{host::TestHost, wait};
 use proto::netd::v1::{
     Group, GroupDefault, GroupSpec, ListForwardsRequest, ListGroupsRequest, ListNetworksRequest,
     ListPortsRequest, UpdateGroupRequest, forward_service_client::ForwardServiceClient,
@@ -51,6 +51,17 @@ impl Records {
     #[must_use]
     pub fn is_deleting(&self) -> bool {
         self.0.contains("state: Deleting") || self.0.contains("state: Degraded")
+    }
+
+    /// Looks until netd says so.
+    ///
+    /// # Panics
+    /// With both, if it never does.
+    pub fn await_same(&self, host: &TestHost) {
+        let same = || (*self == Self::of(host)).then_some(());
+        if wait::try_until(super::SOON, same).is_none() {
+            self.assert_same(&Self::of(host));
+        }
     }
 
     /// Panics with both, unless they are the same.
