@@ -70,8 +70,13 @@ impl<P: Ports> Driver<'_, P> {
         self.status.vnc_address.clear();
         self.status.silence = None;
         self.status.adopted = false;
+        let told = self.told.clone();
         let news = self.news(Status { state: self.state, ..self.status.clone() });
         self.untold = start::clean_up(&self.context, &self.record, ops, news).await;
+        if self.untold.is_none() {
+            // Not recorded, it is told all the same, or known to be missing.
+            self.told = told;
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use crate::{
 use shared::events::{EventKind, News};
 
 impl<P: Ports> Driver<'_, P> {
-    /// What is to be told once the machine is as `after` says; it is not told again.
+    /// What is to be told once the machine is as `after` says; it is not told again. Who could not have it recorded
+    /// puts `told` back.
     pub(super) fn news(&mut self, after: Status) -> Vec<News> {
         let news = changes(&self.told, &after);
         self.told = after;

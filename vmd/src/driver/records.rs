@@ -32,6 +32,7 @@ impl<P: Ports> Driver<'_, P> {
 
     /// Records how a run ended, after which the machine is in `state`.
     pub(super) async fn record_exit(&mut self, state: State) {
+        let before = self.told.clone();
         let news = self.news(Status { state, ..self.status.clone() });
         let put = store::Op::put(KIND_EXIT, self.record.name.as_str(), &self.status.exit);
         let result = match put {
@@ -41,7 +42,9 @@ impl<P: Ports> Driver<'_, P> {
         match result {
             Ok(told) => self.untold = Some(told),
             Err(fault) => {
-                tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot record how a run ended")
+                tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot record how a run ended");
+                // It is told all the same, or known to be missing.
+                self.told = before;
             }
         }
     }

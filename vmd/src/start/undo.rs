@@ -127,7 +127,7 @@ pub fn remove_folder(folder: &Path) {
     }
 }
 
-/// Puts away what a run left when its process is gone, and records what is to be told of it.
+/// Puts away what a run left when its process is gone, and records what is to be told of it; `None` if that failed.
 pub async fn clean_up<P: Ports>(
     context: &Context<P>,
     record: &Record,

@@ -97,7 +97,10 @@ impl<P: Ports> Supervisor<P> {
                     let exit = LastExit { reason, error: String::new() };
                     let op = Op::put(KIND_EXIT, record.name.as_str(), &exit)?;
                     let news = News::of(EventKind::Exited, record.resource(), exit.reason.clone());
-                    drop(start::clean_up(context, record, vec![op], vec![news]).await);
+                    let told = start::clean_up(context, record, vec![op], vec![news.clone()]).await;
+                    if told.is_none() {
+                        context.store.tell(Vec::new(), vec![news]);
+                    }
                     Initial::AtRest(exit)
                 }
             },

@@ -1,10 +1,13 @@
 use super::*;
 use crate::{
-    model::{Nic, NicModel},
+    model::{KIND_EXIT, Nic, NicModel},
     ports::{FakePorts, KIND_PORT, PortRecord},
+    qemu::process::Process,
+    start,
 };
 use clap::Parser as _;
 use futures_util::FutureExt as _;
+use shared::events::{Cursor, Told};
 use std::time::Duration;
 
 fn spec(macs: &[Option<&str>]) -> Spec {
@@ -127,4 +130,55 @@ async fn a_machine_whose_record_has_another_name_is_left_alone() {
     assert!(state.records.is_empty(), "{:?}", state.records);
     assert_eq!((state.broken.len(), state.broken[0].id.as_str()), (1, "web"));
     assert!(state.broken[0].why.contains("`db`"), "{:?}", state.broken);
+}
+
+/// What is told of `web` after `position`, up to the first of this kind.
+async fn told_until(supervisor: &Supervisor<FakePorts>, position: &Cursor, kind: EventKind) -> Vec<EventKind> {
+    let mut watch = supervisor.log().watch(position).unwrap();
+    let mut told: Vec<_> = watch.kept.iter().map(|event| event.kind).collect();
+    while !told.contains(&kind) {
+        let next = tokio::time::timeout(Duration::from_secs(20), watch.news.recv()).await;
+        let Ok(Told::Event(event)) = next.unwrap_or_else(|_| panic!("only {told:?}")) else {
+            panic!("lost after {told:?}")
+        };
+        assert_eq!(event.resource, "vms/web");
+        told.push(event.kind);
+    }
+    told
+}
+
+/// Each end whose record is refused: of a start, of a process, and of one that went while there was no vmd.
+#[tokio::test]
+async fn an_end_that_cannot_be_recorded_is_told_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports = FakePorts::with_networks(["lan".parse().unwrap()]);
+    let supervisor = open(dir.path(), ports.clone()).await;
+    let record = supervisor.create(new("web", spec(&[None]))).await.unwrap().record.clone();
+    let context = &supervisor.0.context;
+    context.store.reject(KIND_EXIT, "web", "a test");
+
+    ports.set_down(true);
+    let position = supervisor.log().present();
+    let handle = supervisor.get(&record.name).unwrap();
+    handle.carry_out(Verb::Start).await.unwrap_err();
+    let told = told_until(&supervisor, &position, EventKind::Crashed).await;
+    assert_eq!(told, [EventKind::State, EventKind::Crashed]);
+
+    let console = Arc::clone(&handle.console);
+    let mut run = crate::model::test_run();
+    let position = supervisor.log().present();
+    supervisor.initial(&record, &console, Some(run.clone()), LastExit::default()).await.unwrap();
+    assert_eq!(told_until(&supervisor, &position, EventKind::Exited).await, [EventKind::Exited]);
+
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    run.pid = child.id();
+    let position = supervisor.log().present();
+    let process = Process::open(run.pid).unwrap();
+    let live = start::take_over(context, &record, run, process).await;
+    supervisor.add(record, console, Initial::Alive(Box::new(live)));
+    child.kill().unwrap();
+    let told = told_until(&supervisor, &position, EventKind::Crashed).await;
+    let expected = [EventKind::Adopted, EventKind::Unresponsive, EventKind::Crashed];
+    assert_eq!(told, expected);
+    child.wait().ok();
 }
