@@ -138,9 +138,8 @@ impl Log {
             self.room.notify_one();
             ring.append(&bytes);
             ring.skip(lost);
-            let end = ring.end();
-            drop(ring);
-            self.end.send_replace(end);
+            // Before another one finds the queue empty and takes that for the end of the work.
+            self.end.send_replace(ring.end());
         }
     }
 
@@ -176,8 +175,11 @@ mod test {
         for _ in 0..100 {
             log.append(&block).await;
         }
-        let (kept, lost) = (log.queue().bytes.len(), log.queue().lost);
-        assert!(kept <= QUEUE && log.queue().bytes.capacity() <= 2 * QUEUE, "{kept} bytes wait");
+        let (kept, room, lost) = {
+            let queue = log.queue();
+            (queue.bytes.len(), queue.bytes.capacity(), queue.lost)
+        };
+        assert!(kept <= QUEUE && room <= 2 * QUEUE, "{kept} bytes wait");
         assert_eq!(kept as u64 + lost, 100 * (16 << 10));
         drop(hold);
         hung.await.unwrap();
