@@ -44,7 +44,8 @@ async fn a_child_that_is_let_go_has_what_it_was_given_and_nothing_else() {
     // Not close-on-exec, as a careless library might leave it.
     let leak = fs::File::open("/dev/null").expect("/dev/null");
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).expect("flag");
-    let (process, gate) = spawn(dir.path(), &report);
+    let (process, mut gate) = spawn(dir.path(), &report);
+    gate.ready().await.expect("at the gate");
     gate.release().expect("release");
     assert_eq!(process.exited().await, Exit::Code(0));
     let report = fs::read_to_string(report).expect("report");
