@@ -263,18 +263,18 @@ async fn steps<P: Ports>(
         qemu_file,
     };
     let name = record.name.as_str();
-    steps::point(|| "point after the spawn".to_owned())?;
+    steps::point(|| "after the spawn".to_owned())?;
     undo.run = Some(run.clone());
     context.store.commit(vec![Op::put(KIND_RUN, name, &run)?, Op::delete(KIND_EXIT, name)]).await?;
-    steps::point(|| "point before the console".to_owned())?;
+    steps::point(|| "before the console".to_owned())?;
     // Connected before QEMU is there, so that the guest's first byte has a reader.
     let pump = Pump::start(&folder.join(SERIAL), console).await.map_err(|e| folder_fault(&folder, &e))?;
     gate.ready().await?;
-    steps::point(|| "point before the gate".to_owned())?;
+    steps::point(|| "before the gate".to_owned())?;
     gate.release().map_err(|e| lost(&e))?;
-    steps::point(|| "point after the gate".to_owned())?;
+    steps::point(|| "after the gate".to_owned())?;
     let (monitor, vnc_address) = bring_up(record, &folder, process, display).await?;
-    steps::point(|| "point after the guest runs".to_owned())?;
+    steps::point(|| "after the guest runs".to_owned())?;
     let (process, stderr) = (undo.process.take(), undo.stderr.take());
     Ok(Live {
         run,
