@@ -59,7 +59,8 @@ pub struct Outcome {
 /// netd has the state folder, or what the kernel refused.
 pub fn give_up(config: &Config, group: Option<u32>) -> Result<Outcome, Fault> {
     let mut outcome = Outcome::default();
-    let user = user(config.user.as_deref(), &fs::read_to_string("/etc/passwd").unwrap_or_default())?;
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let user = user(config.user.as_deref(), geteuid().is_root(), &passwd)?;
     let held = capabilities(None).map_err(|e| failed("read capabilities", e))?.permitted;
     let kept = KEPT.into_iter().filter(|one| held.contains(*one)).fold(CapabilitySet::empty(), |a, b| a | b);
     if !kept.contains(CapabilitySet::NET_ADMIN) {
@@ -97,15 +98,17 @@ fn failed(what: &str, error: Errno) -> Fault {
     Fault::new(Kind::FailedPrecondition, "PRIVILEGES", format!("cannot {what}")).cause(&error)
 }
 
-/// The user that was named, by name or number, or the first of `USERS` that there is.
-fn user(named: Option<&str>, passwd: &str) -> Result<Option<User>, Fault> {
+/// The user that was named, by name or number. If none was, the first of `USERS` that there is, which only root can
+/// become.
+fn user(named: Option<&str>, root: bool, passwd: &str) -> Result<Option<User>, Fault> {
     let lines = || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let find = |field: usize, text: &str| {
         let line = lines().find(|fields| fields.get(field) == Some(&text))?;
         Some(User { uid: line.get(2)?.parse().ok()?, gid: line.get(3)?.parse().ok()? })
     };
     let Some(named) = named else {
-        return Ok(USERS.iter().find_map(|name| find(0, name)).filter(|user| user.uid != 0));
+        let default = || USERS.iter().find_map(|name| find(0, name)).filter(|user| user.uid != 0);
+        return Ok(if root { default() } else { None });
     };
     let number = || named.parse().ok().map(|uid| find(2, named).unwrap_or(User { uid, gid: uid }));
     let refused = |what: &str| {
@@ -156,7 +159,7 @@ mod test {
     #[test]
     fn a_user_of_its_own_is_found_by_name_number_or_default() {
         let passwd = "root:x:0:0::/:\nnobody:x:65534:65534::/:\nkvmctl-netd:x:990:980::/:\n";
-        let found = |named| user(named, passwd);
+        let found = |named| user(named, true, passwd);
         let own = Some(User { uid: 990, gid: 980 });
         assert_eq!(found(None).unwrap(), own);
         assert_eq!(found(Some("kvmctl-netd")).unwrap(), own);
@@ -166,7 +169,10 @@ mod test {
             assert_eq!(found(Some(refused)).unwrap_err().reason(), "NO_SUCH_USER", "{refused}");
         }
         let both = format!("{passwd}netd:x:991:981::/:\n");
-        assert_eq!(user(None, &both).unwrap(), Some(User { uid: 991, gid: 981 }));
-        assert_eq!(user(None, "root:x:0:0::/:\nnetd:x:0:0::/:\n").unwrap(), None, "another name of root's");
+        assert_eq!(user(None, true, &both).unwrap(), Some(User { uid: 991, gid: 981 }));
+        assert_eq!(user(None, false, &both).unwrap(), None, "who is not root stays who it is");
+        assert_eq!(user(Some("netd"), false, &both).unwrap(), Some(User { uid: 991, gid: 981 }));
+        let alias = "root:x:0:0::/:\nnetd:x:0:0::/:\n";
+        assert_eq!(user(None, true, alias).unwrap(), None, "another name of root's");
     }
 }
