@@ -62,6 +62,8 @@ impl Disk {
     /// If it cannot be written, or is another one by now.
     pub fn attach(dir: &Path, content: &Content) -> Result<Self, Trouble> {
         let path = dir.join(FILE);
+        // It may have got its name just now.
+        File::open(dir)?.sync_all()?;
         let file = identity(&path)?;
         let mut head = [0; 20];
         File::open(&path)?.read_exact(&mut head)?;
@@ -92,11 +94,12 @@ impl Disk {
         Ok(Self { connection, path, file })
     }
 
-    /// Writes a new database with `content` in the place of what is there, which is kept under the name `aside`.
+    /// Writes a new database with `content` in the place of what is there, which is kept under the name `aside`. It is
+    /// still to be attached.
     ///
     /// # Errors
     /// What is there is then still there.
-    pub fn replace(dir: &Path, content: &Content, aside: Option<&str>) -> Result<Self, Trouble> {
+    pub fn replace(dir: &Path, content: &Content, aside: Option<&str>) -> Result<(), Trouble> {
         let path = dir.join(FILE);
         if let Some(aside) = aside.filter(|_| path.exists()) {
             keep(&path, &dir.join(aside))?;
@@ -105,8 +108,7 @@ impl Disk {
         write_whole(&new, content)?;
         // The log that may lie beside it is the former one's: `attach` removes it.
         fs::rename(&new, &path)?;
-        File::open(dir)?.sync_all()?;
-        Self::attach(dir, content)
+        Ok(())
     }
 
     /// Carries out changes, all or none; durable when it returns, or with the next that is. `None` removes a record.
@@ -212,12 +214,16 @@ fn write_whole(path: &Path, content: &Content) -> Result<(), Trouble> {
     Ok(())
 }
 
-/// Copies a database with its log to another name, and sees it on the disk.
+/// Copies a database with its log to another name, and sees it on the disk. What has that name already is whole, and
+/// stays as it is.
 fn keep(path: &Path, to: &Path) -> io::Result<()> {
     for (from, to) in [(path.to_owned(), to.to_owned()), (scan::log_of(path), scan::log_of(to))] {
-        if from.exists() {
-            fs::copy(&from, &to)?;
-            File::open(&to)?.sync_all()?;
+        if from.exists() && !to.exists() {
+            let mut part = to.clone().into_os_string();
+            part.push(".new");
+            fs::copy(&from, &part)?;
+            File::open(&part)?.sync_all()?;
+            fs::rename(&part, &to)?;
         }
     }
     Ok(())

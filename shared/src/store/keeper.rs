@@ -117,17 +117,16 @@ impl Keeper {
 
     /// Opens the file if it is not open yet.
     pub fn open(&mut self) -> Result<&mut Disk, Trouble> {
-        let disk = {
-            let content = self.common.content.read().unwrap_or_else(PoisonError::into_inner);
-            match &self.place {
-                Place::Open(_) => None,
-                Place::Closed => Some(Disk::attach(&self.dir, &content)?),
-                Place::Unwritten(aside) => Some(Disk::replace(&self.dir, &content, aside.as_deref())?),
-            }
-        };
-        if let Some(disk) = disk {
-            self.place = Place::Open(disk);
+        let content = self.common.content.read().unwrap_or_else(PoisonError::into_inner);
+        if let Place::Unwritten(aside) = &self.place {
+            Disk::replace(&self.dir, &content, aside.as_deref())?;
+            // Written once: the next try must not take it for what was there before.
+            self.place = Place::Closed;
         }
+        if matches!(self.place, Place::Closed) {
+            self.place = Place::Open(Disk::attach(&self.dir, &content)?);
+        }
+        drop(content);
         match &mut self.place {
             Place::Open(disk) => Ok(disk),
             Place::Closed | Place::Unwritten(_) => Err(io::Error::other("it is not open").into()),

@@ -297,6 +297,31 @@ async fn a_damaged_file_is_kept_and_the_new_one_goes_on() {
     assert_eq!(fs::read(&kept[0]).unwrap()[place + 2], main[place + 2] ^ 1);
 }
 
+/// A folder in the place of SQLite's journal lets the new file be written, and not be opened.
+#[tokio::test]
+async fn what_was_damaged_stays_kept_when_the_new_file_cannot_be_opened_at_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut damaged, _) = settled(dir.path()).await;
+    let place = damaged.windows(8).position(|bytes| bytes == b"\"lan/a\",").unwrap();
+    damaged[place + 2] ^= 1;
+    fs::write(dir.path().join(FILE), &damaged).unwrap();
+    let journal = dir.path().join(format!("{FILE}-journal"));
+    fs::create_dir(&journal).unwrap();
+    let store = reopen(dir.path()).await;
+    for _ in 0..2 {
+        let refused = store.commit(vec![Op::put("n", "a", &1).unwrap()]).await.unwrap_err();
+        assert_eq!(refused.reason(), "STATE_STORE", "{}", refused.chain());
+        assert_ne!(fs::read(dir.path().join(FILE)).unwrap(), damaged, "the new file is there");
+    }
+    fs::remove_dir(&journal).unwrap();
+    store.commit(vec![Op::put("n", "a", &1).unwrap()]).await.unwrap();
+    let all = fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path());
+    let kept: Vec<_> = all.filter(|path| path.to_str().unwrap().contains("damaged")).collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(fs::read(&kept[0]).unwrap(), damaged);
+    assert_eq!(store.load::<serde_json::Value>("port").await.unwrap().records.len(), 2);
+}
+
 /// Made by the program as it was before records had checksums.
 #[tokio::test]
 async fn a_store_of_the_first_version_is_taken_over_and_kept() {
