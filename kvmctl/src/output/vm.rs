@@ -387,17 +387,18 @@ mod test {
     #[test]
     fn a_sheet_shows_disks_nics_and_warnings() {
         insta::assert_snapshot!(web().sheet(), @r"
-        Name:         web
-        State:        running (unresponsive since 1970-01-01T00:01:00.000Z)
-        Unresponsive: QEMU did not answer `query-status` within 5 s
-        vCPUs:        2
-        Memory:       1536M
-        CPU model:    max
-        Accelerator:  tcg
-        PID:          4711
-        VNC:          unix:/run/v.sock
-        UID:          8f6c
-        Created:      1970-01-01T00:00:00.000Z
+        Name:          web
+        State:         running (unresponsive since 1970-01-01T00:01:00.000Z)
+        Unresponsive:  QEMU did not answer `query-status` within 5 s
+        vCPUs:         2
+        Memory:        1536M
+        CPU model:     max
+        Accelerator:   tcg
+        Owner:         uid 0
+        PID:           4711
+        VNC:           unix:/run/v.sock
+        UID:           8f6c
+        Created:       1970-01-01T00:00:00.000Z
         Disks:
           - /d/web.qcow2 (qcow2, virtio, writeback)
           - /d/seed.iso (raw, virtio, writeback, cdrom, read-only)

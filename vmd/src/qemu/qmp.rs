@@ -149,6 +149,7 @@ impl Qmp {
             tracing::debug!(%error, "QMP connection ended");
             // Whoever waits is told so by the drop.
             readers.waiting().take();
+            lines.hang_up();
             drop(lines);
             let _ = sender.send(Event::Lost(error.to_string())).await;
         });

@@ -29,6 +29,13 @@ impl Lines {
         Self { reader, buffer: Vec::new(), searched: 0, allowance }
     }
 
+    /// Ends the connection in both directions, whoever still holds its other half: QEMU serves one client at a time,
+    /// and must neither wait for this one to read nor keep the next one waiting.
+    pub(super) fn hang_up(&self) {
+        // Gone already is as good.
+        let _ = rustix::net::shutdown(self.reader.as_ref(), rustix::net::Shutdown::Both);
+    }
+
     /// The next line. Cancel-safe: what was read stays in the buffer.
     ///
     /// # Errors
