@@ -133,7 +133,11 @@ async fn a_machine_whose_record_has_another_name_is_left_alone() {
 }
 
 /// What is told of `web` after `position`, up to the first of this kind.
-async fn told_until(supervisor: &Supervisor<FakePorts>, position: &Cursor, kind: EventKind) -> Vec<EventKind> {
+async fn told_until(
+    supervisor: &Supervisor<FakePorts>,
+    position: &Cursor,
+    kind: EventKind,
+) -> Vec<EventKind> {
     let mut watch = supervisor.log().watch(position).unwrap();
     let mut told: Vec<_> = watch.kept.iter().map(|event| event.kind).collect();
     while !told.contains(&kind) {
