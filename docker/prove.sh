@@ -84,7 +84,7 @@ docker version --format 'engine {{.Server.Version}}, client {{.Client.Version}}'
 say 'image'
 if [ -z "$base" ]; then
     base=$W/base.tar
-    mmdebstrap --quiet --variant=minbase --include=qemu-system-x86,nftables,tcpdump bookworm "$base"
+    mmdebstrap --quiet --variant=minbase --include=qemu-system-x86,nftables,tcpdump,dnsmasq-base bookworm "$base"
 fi
 docker import "$base" kvmctl-base >/dev/null
 mkdir -p "$W/context/prebuilt"

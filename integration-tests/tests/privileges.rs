@@ -317,7 +317,7 @@ fn the_units_are_what_systemd_understands() {
             fs::read_to_string(workspace().join(daemon).join(format!("{daemon}.service"))).expect("unit");
         // The programs need not be installed here.
         let unit = unit
-            .replace(&format!("/usr/bin/{daemon}"), "/bin/true")
+            .replace(&format!("/usr/local/bin/{daemon}"), "/bin/true")
             .replace(" vmd.service", "")
             .replace("netd.service ", "");
         let unit = unit
