@@ -144,7 +144,9 @@ impl Bench {
         let faults = names.iter().zip(1..).flat_map(|(name, step)| {
             // A point between two effects has none itself: it comes to the same to die before or after it.
             let modes = if name.contains(POINT) { &POINT_MODES[..] } else { &MODES };
-            modes.iter().map(move |mode| (step, *mode))
+            // What follows a step until the next one begins has no effect: to die there is tried in the soak only.
+            let all = crate::soak() || step == names.len();
+            modes.iter().filter(move |mode| all || **mode != "kill-after").map(move |mode| (step, *mode))
         });
         for (step, mode) in faults.collect::<Vec<_>>().repeat(rounds) {
             tally.runs += 1;
