@@ -2,7 +2,10 @@
 
 use crate::socket::Peer;
 use nix::unistd::{Group, Uid, User, getgrouplist};
-use std::{collections::BTreeSet, ffi::CString, io};
+use std::{collections::BTreeSet, ffi::CString, fs, io, path::Path};
+
+/// Which uids belong to users besides their own.
+const SUBUID: &str = "/etc/subuid";
 
 /// A caller, as the host knows it now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,20 +19,43 @@ pub struct Identity {
 }
 
 /// Looks a peer up. The groups are those that the user database has now, not those that the process was started with.
-/// For a uid that it does not know, as in a container, they are the connection's. May block, where the user database
-/// is on the network.
+/// For a uid that it does not know, as in a container, they are the connection's; but for one that `/etc/subuid` gives
+/// to somebody there are none, since whoever has it enters a user namespace with groups of their choice. May block,
+/// where the user database is on the network.
 ///
 /// # Errors
-/// If the user database cannot be asked: then it is not known what the caller may do.
+/// If the user database or `/etc/subuid` cannot be read: then it is not known what the caller may do.
 pub fn look_up(peer: &Peer) -> io::Result<Identity> {
+    look_up_by(peer, Path::new(SUBUID))
+}
+
+fn look_up_by(peer: &Peer, subuid: &Path) -> io::Result<Identity> {
     let found = User::from_uid(Uid::from_raw(peer.uid))?;
     let Some(user) = found else {
-        let groups = peer.groups.iter().copied().chain([peer.gid]).collect();
+        let groups = if is_subordinate(peer.uid, subuid)? {
+            BTreeSet::new()
+        } else {
+            peer.groups.iter().copied().chain([peer.gid]).collect()
+        };
         return Ok(Identity { uid: peer.uid, user: None, groups });
     };
     let name = CString::new(user.name.as_str()).map_err(io::Error::other)?;
     let groups = getgrouplist(&name, user.gid)?.into_iter().map(nix::unistd::Gid::as_raw).collect();
     Ok(Identity { uid: peer.uid, user: Some(user.name), groups })
+}
+
+/// Whether a line of subuid(5), `user:first:count`, has that uid.
+fn is_subordinate(uid: u32, subuid: &Path) -> io::Result<bool> {
+    let bytes = match fs::read(subuid) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        read => read?,
+    };
+    let holds = |line: &str| {
+        let mut numbers = line.split(':').skip(1).map(|field| field.trim().parse::<u64>().ok());
+        let (Some(Some(first)), Some(Some(count))) = (numbers.next(), numbers.next()) else { return false };
+        (first..first.saturating_add(count)).contains(&uid.into())
+    };
+    Ok(String::from_utf8_lossy(&bytes).lines().any(holds))
 }
 
 /// The id of a group; `None` if the database has none of that name, or cannot be asked.
@@ -61,5 +87,24 @@ mod test {
         assert_eq!((nobody.user, nobody.groups), (None, [7, 8, 9].into()));
         assert_eq!(group_id("root"), Some(0));
         assert!(user_is_known("root") && !user_is_known("no such user"));
+    }
+
+    /// Whoever has the id chose the groups.
+    #[test]
+    fn a_subordinate_uid_has_no_groups() {
+        const FIRST: u32 = 3_999_000_000;
+        let dir = tempfile::tempdir().unwrap();
+        let subuid = dir.path().join("subuid");
+        let groups = |uid| look_up_by(&peer(uid), &subuid).unwrap().groups;
+        assert_eq!(groups(FIRST), [7, 8, 9].into(), "without the file");
+        fs::write(&subuid, format!("# no line\nx:1\nalice:100:5\nbob:{FIRST}:10\nlast:4294967290:9\n"))
+            .unwrap();
+        for (uid, subordinate) in
+            [(FIRST - 1, false), (FIRST, true), (FIRST + 9, true), (FIRST + 10, false), (u32::MAX - 1, true)]
+        {
+            assert_eq!(groups(uid).is_empty(), subordinate, "{uid}");
+        }
+        assert!(look_up_by(&peer(0), &subuid).unwrap().groups.contains(&0), "a known user");
+        assert!(look_up_by(&peer(FIRST), dir.path()).is_err(), "what cannot be read grants nothing");
     }
 }
