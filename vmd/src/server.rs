@@ -9,7 +9,7 @@ use crate::{
     convert,
     driver::{Handle, Verb},
     machine::State,
-    model::{Spec, Vm},
+    model::{Record, Spec, Vm},
     ports::Ports,
     supervisor::{NewVm, Supervisor, not_found},
 };
@@ -92,6 +92,23 @@ fn granted(caller: &Caller, spec: &Spec) -> Result<(), Fault> {
     })
 }
 
+/// Whether the caller may start a machine with the reach that it was recorded with: one that an admin made opens
+/// whatever vmd can, and its owner may be no admin any more.
+fn still_reached(caller: &Caller, record: &Record) -> Result<(), Fault> {
+    if caller.is_admin() || record.confined {
+        return Ok(());
+    }
+    Err(Fault::new(
+        Kind::PermissionDenied,
+        "REACH_OF_ADMIN",
+        format!(
+            "machine `{}` was made by an admin, whose files may be anywhere, and uid {} is none now",
+            record.name, caller.uid
+        ),
+    )
+    .hint("ask an admin to start it, or delete it and make it again with files in a folder of `images`"))
+}
+
 /// A machine as the caller may see it.
 fn shown(caller: &Caller, vm: &Vm) -> wire::Vm {
     let own = caller.is_admin() || caller.uid == vm.record.owner;
@@ -168,6 +185,7 @@ impl<P: Ports> VmService for Server<P> {
         let (_, handle) = self.own(&caller, &request.name)?;
         // A grant may have been taken back since the create.
         granted(&caller, &handle.watch.borrow().record.spec)?;
+        still_reached(&caller, &handle.watch.borrow().record)?;
         carry_out(&caller, &handle, Verb::Start).await
     }
 
@@ -285,3 +303,6 @@ impl<P: Ports> HostService for Server<P> {
         }))
     }
 }
+
+#[cfg(test)]
+mod test;
