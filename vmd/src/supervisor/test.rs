@@ -67,6 +67,50 @@ fn new(name: &str, spec: Spec) -> NewVm {
     NewVm { name: name.parse().unwrap(), labels: BTreeMap::new(), spec, owner: Caller::root() }
 }
 
+/// netd counts the ports of vmd's own user there, which may be any number.
+#[tokio::test]
+async fn nics_count_against_the_quotas_of_ports() {
+    use shared::access::{Quota, Rights};
+    let dir = tempfile::tempdir().unwrap();
+    let ports = FakePorts::with_networks(["lan", "dmz"].map(|network| network.parse().unwrap()));
+    let supervisor = open(dir.path(), ports).await;
+    let on = |networks: &[&str]| {
+        let mut spec = spec(&vec![None; networks.len()]);
+        for (nic, network) in spec.nics.iter_mut().zip(networks) {
+            nic.network = network.parse().unwrap();
+        }
+        spec
+    };
+    let caller = |uid, ports, ports_per_network| {
+        let quota = Quota { ports, ports_per_network, ..Quota::default() };
+        let rights = Rights { quota, ..Caller::root().rights };
+        Caller::new(uid, None, rights, Path::new("/etc/kvmctl/access.toml").into())
+    };
+    let (alice, bob) = (caller(1000, Some(4), Some(2)), caller(1001, Some(1), None));
+    for (name, owner, networks, refused) in [
+        ("a", &alice, &["lan"][..], None),
+        ("b", &alice, &["lan", "lan"], Some("3 NICs on network `lan`, and may have 2")),
+        ("c", &alice, &["lan", "dmz"], None),
+        ("d", &alice, &["lan"], Some("3 NICs on network `lan`, and may have 2")),
+        ("e", &alice, &["dmz", "dmz"], Some("5 NICs, and may have 4")),
+        ("f", &alice, &["dmz"], None),
+        ("g", &alice, &["dmz"], Some("5 NICs, and may have 4")),
+        ("h", &alice, &[], None),
+        ("i", &bob, &["lan"], None),
+        ("j", &caller(1001, Some(0), Some(0)), &[], None),
+    ] {
+        let made = supervisor.create(NewVm { owner: owner.clone(), ..new(name, on(networks)) }).await;
+        match (made, refused) {
+            (Ok(_), None) => {}
+            (Err(fault), Some(says)) => {
+                assert_eq!((fault.kind(), fault.reason()), (Kind::ResourceExhausted, "MACHINE_QUOTA"));
+                assert!(fault.chain().contains(says), "{name}: {}", fault.chain());
+            }
+            (made, _) => panic!("{name}: {made:?}, not {refused:?}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_leaves_no_half_made_or_half_removed_machine() {
     let dir = tempfile::tempdir().unwrap();
