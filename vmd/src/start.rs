@@ -107,7 +107,11 @@ impl<P> Context<P> {
     /// Which files of the host a machine may be given.
     #[must_use]
     pub fn reach(&self, confined: bool, owner: u32) -> Reach {
-        if confined { Reach::Beneath { folders: self.access.images(), owner } } else { Reach::Anywhere }
+        if !confined {
+            return Reach::Anywhere;
+        }
+        let socket_group = self.access.socket_group();
+        Reach::Beneath { folders: self.access.images(), owner, socket_group }
     }
 
     /// Whether the machine's sockets have room in an address.

@@ -111,6 +111,12 @@ impl Access {
         self.current().images()
     }
 
+    /// The group whose members may connect; `None`: only this process's user.
+    #[must_use]
+    pub fn socket_group(&self) -> Option<u32> {
+        self.0.socket_group
+    }
+
     /// Why the file as it is now is not in force; `None` if it is.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {

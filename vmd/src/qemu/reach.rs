@@ -5,7 +5,7 @@ use rustix::{
     io::Errno,
 };
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -24,6 +24,8 @@ pub enum Reach {
         folders: Arc<[PathBuf]>,
         /// The machine's owner.
         owner: u32,
+        /// The group that all users of the socket are in, if there is one: it may not write to a machine's file.
+        socket_group: Option<u32>,
     },
 }
 
@@ -42,7 +44,7 @@ impl Reach {
     pub fn open(&self, path: &str, write: bool, more: OFlags) -> io::Result<File> {
         // A FIFO must not block the open.
         let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | more;
-        let Self::Beneath { folders, owner } = self else {
+        let Self::Beneath { folders, owner, socket_group } = self else {
             return File::options()
                 .read(true)
                 .write(write)
@@ -55,6 +57,9 @@ impl Reach {
         if !meta.is_file() {
             return Err(denied("it is not a regular file".into()));
         }
+        if write {
+            writers(&meta, *socket_group)?;
+        }
         if meta.uid() == *owner || (!write && meta.mode() & 0o004 != 0) {
             return Ok(file);
         }
@@ -64,6 +69,21 @@ impl Reach {
             if write { "" } else { "; not everybody may read it" }
         )))
     }
+}
+
+/// Refuses a file to be written that other users may write to as well: they would get into the guest.
+fn writers(meta: &Metadata, socket_group: Option<u32>) -> io::Result<()> {
+    if meta.mode() & 0o002 != 0 {
+        return Err(denied("everybody may write to it; take that away with `chmod o-w`".into()));
+    }
+    if meta.mode() & 0o020 != 0 && socket_group == Some(meta.gid()) {
+        return Err(denied(format!(
+            "all of the socket's group, gid {}, may write to it; give it to vmd's own group with `chgrp`, or take \
+             that away with `chmod g-w`",
+            meta.gid()
+        )));
+    }
+    Ok(())
 }
 
 fn open_beneath(folders: &[PathBuf], path: &Path, flags: OFlags) -> io::Result<File> {
@@ -98,6 +118,7 @@ mod test {
     };
 
     const OWNER: u32 = 3_999_000_002;
+    const GROUP: u32 = 3_999_000_003;
 
     fn own(path: &Path, uid: u32, mode: u32) {
         std::os::unix::fs::chown(path, Some(uid), None).unwrap();
@@ -127,15 +148,28 @@ mod test {
         symlink(dir.path(), path("up")).unwrap();
         symlink("own", path("near")).unwrap();
         rustix::fs::mknodat(CWD, path("fifo"), rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
-        let reach = Reach::Beneath { folders: [images.clone()].into(), owner: OWNER };
+        let reach =
+            Reach::Beneath { folders: [images.clone()].into(), owner: OWNER, socket_group: Some(GROUP) };
         let open = |name: &str, write| {
             reach.open(path(name).to_str().unwrap(), write, OFlags::empty()).map_err(|e| e.to_string())
         };
         open("own", true).unwrap();
         open("sub/own", true).unwrap();
         open("base", false).unwrap();
+        for (name, gid, mode) in
+            [("open", 0, 0o602), ("shared", GROUP, 0o660), ("vmd's", 0, 0o660), ("read", GROUP, 0o640)]
+        {
+            fs::write(path(name), name).unwrap();
+            own(&path(name), OWNER, mode);
+            std::os::unix::fs::chown(path(name), None, Some(gid)).unwrap();
+            open(name, false).unwrap();
+        }
+        open("vmd's", true).unwrap();
+        open("read", true).unwrap();
         for (name, write, says) in [
             ("base", true, "belongs to uid 0"),
+            ("open", true, "everybody may write"),
+            ("shared", true, "all of the socket's group"),
             ("other", false, "not everybody"),
             ("hard", true, "belongs to uid 0"),
             ("link", false, "symbolic link"),
@@ -168,7 +202,7 @@ mod test {
         let (target, secret) = (images.join("disk"), dir.path().join("secret"));
         fs::write(&secret, "secret").unwrap();
         let owner = rustix::process::geteuid().as_raw();
-        let reach = Reach::Beneath { folders: [images.clone()].into(), owner };
+        let reach = Reach::Beneath { folders: [images.clone()].into(), owner, socket_group: None };
         let done = AtomicBool::new(false);
         let (mut opened, mut refused) = (0, 0);
         std::thread::scope(|scope| {
