@@ -115,13 +115,19 @@ pub fn tap_name(network: &Name, port: &Name, taken: impl Fn(&IfName) -> bool) ->
 /// MAC of a port: as asked, or made from its name.
 ///
 /// # Errors
-/// ALREADY_EXISTS if another port of the network has the asked one.
+/// ALREADY_EXISTS if another port of the network has the asked one, or the host itself has it on that network.
 pub fn port_mac<'a>(
     resource: &str,
     asked: Option<Mac>,
+    network: &Network,
     others: impl Iterator<Item = &'a Port> + Clone,
 ) -> Result<Mac, Fault> {
+    let hosts =
+        |mac: Mac| mac == network.bridge_mac || network.cell.as_ref().is_some_and(|cell| cell.mac == mac);
     if let Some(mac) = asked {
+        if hosts(mac) {
+            return Err(mac_of_host(mac, network));
+        }
         return match others.clone().find(|other| other.mac == mac) {
             Some(other) => Err(Fault::new(
                 Kind::AlreadyExists,
@@ -135,8 +141,29 @@ pub fn port_mac<'a>(
     }
     (0..u32::MAX)
         .map(|salt| Mac::derived(resource, salt))
-        .find(|mac| !others.clone().any(|other| other.mac == *mac))
+        .find(|mac| !hosts(*mac) && !others.clone().any(|other| other.mac == *mac))
         .ok_or_else(|| Fault::new(Kind::ResourceExhausted, "NO_MAC", "no MAC is free"))
+}
+
+/// Refuses the MAC that the network's bridge really has: one that was there before netd keeps its own.
+///
+/// # Errors
+/// ALREADY_EXISTS if it is the port's.
+pub fn check_bridge(mac: Mac, network: &Network, observed: &Observed) -> Result<(), Fault> {
+    match observed.links.get(&network.bridge) {
+        Some(bridge) if bridge.mac == Some(mac) => Err(mac_of_host(mac, network)),
+        _ => Ok(()),
+    }
+}
+
+fn mac_of_host(mac: Mac, network: &Network) -> Fault {
+    Fault::new(
+        Kind::AlreadyExists,
+        "MAC_TAKEN",
+        format!("MAC {mac} belongs to this host on network `{}`", network.name),
+    )
+    .meta("link", &network.bridge)
+    .hint("leave the MAC out to get a unique one")
 }
 
 /// The subnet of a nat or routed network: as asked, or the first free private /24 from 192.168.100.0 on.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     kernel::fake::{FakeKernel, Host},
     kernel::{Action, Kernel as _, Scope},
-    model::{Address, LINK_GROUP, Mode, PortSpec, Route, ServicesSpec},
+    model::{Address, Cell, LINK_GROUP, Mode, PortSpec, Route, ServicesSpec},
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
@@ -166,13 +166,35 @@ fn an_overlap_names_the_other_side() {
 
 #[test]
 fn a_mac_is_unique_on_its_network() {
-    let own = port_mac("networks/lan/ports/a", None, [].iter()).unwrap();
+    let lan = network("lan", Mode::Nat, None);
+    let own = port_mac("networks/lan/ports/a", None, &lan, [].iter()).unwrap();
     assert_eq!(own, Mac::derived("networks/lan/ports/a", 0));
     let other = port("b", own);
-    let next = port_mac("networks/lan/ports/a", None, [other.clone()].iter()).unwrap();
+    let next = port_mac("networks/lan/ports/a", None, &lan, [other.clone()].iter()).unwrap();
     assert_eq!(next, Mac::derived("networks/lan/ports/a", 1));
-    let fault = port_mac("networks/lan/ports/a", Some(own), [other].iter()).unwrap_err();
+    let fault = port_mac("networks/lan/ports/a", Some(own), &lan, [other].iter()).unwrap_err();
     assert!(fault.to_string().contains("networks/lan/ports/b"), "{fault}");
+}
+
+/// A guest with it would be the gateway, or the server of DHCP, to the others.
+#[test]
+fn a_port_does_not_get_a_mac_of_the_host() {
+    let resource = "networks/lan/ports/a";
+    let (first, second) = (Mac::derived(resource, 0), Mac::derived(resource, 1));
+    let cell = Cell { link: link("kvc-lan"), mac: second };
+    let lan = Network { bridge_mac: first, cell: Some(cell), ..network("lan", Mode::Isolated, None) };
+    for mac in [first, second] {
+        let fault = port_mac(resource, Some(mac), &lan, [].iter()).unwrap_err();
+        assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "MAC_TAKEN"));
+        assert!(fault.to_string().contains("this host"), "{fault}");
+    }
+    assert_eq!(port_mac(resource, None, &lan, [].iter()).unwrap(), Mac::derived(resource, 2));
+    // An existing bridge has another one than the record says.
+    let br0 = Network { bridge: link("eth0"), ..network("lan", Mode::Bridged, None) };
+    let mut host = observed(|_| {});
+    host.links.get_mut(&link("eth0")).unwrap().mac = Some(first);
+    assert_eq!(check_bridge(first, &br0, &host).unwrap_err().reason(), "MAC_TAKEN");
+    check_bridge(second, &br0, &host).unwrap();
 }
 
 #[test]

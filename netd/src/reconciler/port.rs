@@ -268,7 +268,7 @@ impl<K: Kernel> Reconciler<K> {
             let records = self.read();
             let profile = records.desired.profile(&key, &new.spec)?;
             let others = || ports_of(&records.desired, &new.network);
-            let mac = alloc::port_mac(&resource, new.spec.mac, others())?;
+            let mac = alloc::port_mac(&resource, new.spec.mac, network, others())?;
             alloc::check_names(&new.name, &new.spec, others())?;
             let kept = records.desired.kept_addresses(network);
             let reserved = reservations_of(&records.desired, &new.network).chain(&kept);
@@ -301,6 +301,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         loop {
             let observed = self.0.kernel.observe(&scope(&port, network)).await?;
+            alloc::check_bridge(mac, network, &observed)?;
             if !observed.links.contains_key(&port.tap) && !observed.links.contains_key(&port.ifb()) {
                 let given_up = self.record_port(&port, &chosen.given_up).await?;
                 return Ok((port, observed, given_up));

@@ -101,6 +101,27 @@ fn a_mac_belongs_to_one_port_of_a_network() {
 }
 
 #[test]
+fn a_port_with_the_mac_of_the_networks_bridge_is_refused_and_leaves_nothing() {
+    let (_dir, kernel, process) = fixture();
+    process.create(&network("lan", spec(Mode::Nat))).unwrap();
+    let picture = kernel.picture();
+    let recorded = process.netd().network(&name("lan")).unwrap().network.bridge_mac;
+    let real: Mac = "52:54:00:00:00:77".parse().unwrap();
+    let asks =
+        |mac| NewPort { spec: PortSpec { mac: Some(mac), ..port("lan", "a").spec }, ..port("lan", "a") };
+    let refused = |mac| {
+        let fault = process.create_port(&asks(mac)).unwrap_err();
+        assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "MAC_TAKEN"));
+        assert_eq!(fault.metadata()["link"], "kvb-lan");
+    };
+    refused(recorded);
+    assert_eq!((kernel.picture(), process.netd().counts()), (picture, (1, 0)));
+    kernel.meddle(|host| host.link("kvb-lan").mac = Some(real));
+    refused(real);
+    assert_eq!(process.netd().counts(), (1, 0));
+}
+
+#[test]
 fn ports_of_the_same_name_get_taps_of_their_own() {
     let (_dir, kernel, process) = fixture();
     kernel.meddle(|host| {
