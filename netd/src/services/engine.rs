@@ -2,7 +2,7 @@
 
 use super::{
     Lease, Stamp, Status,
-    folder::{Entry, Folder},
+    folder::{self, Entry, Folder},
     launch, render,
     unit::{Unit, Wanted},
 };
@@ -18,7 +18,7 @@ use shared::{
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
@@ -65,7 +65,12 @@ impl Settings {
                 .cause(error)
                 .hint("choose another one with --run-dir")
         };
-        fs::create_dir_all(&run_dir).map_err(|e| failed(&e))?;
+        // With its mode from the first moment: a generous umask is no reason to refuse it below.
+        if fs::symlink_metadata(&run_dir).is_err() {
+            run_dir.parent().map_or(Ok(()), fs::create_dir_all).map_err(|e| failed(&e))?;
+            fs::DirBuilder::new().mode(0o711).create(&run_dir).map_err(|e| failed(&e))?;
+        }
+        folder::check_own(&run_dir)?;
         // dnsmasq has to get through, and need not see who else is there.
         fs::set_permissions(&run_dir, fs::Permissions::from_mode(0o711)).map_err(|e| failed(&e))?;
         let held = capabilities(None).map_err(|e| Fault::internal("cannot read capabilities").cause(&e))?;
@@ -338,6 +343,21 @@ mod test {
         let alone = Settings { user: None, ..settings(&run_dir, group + 1) };
         open(dir.path(), 0o700);
         assert!(alone.check_way().is_ok(), "it runs as netd does");
+    }
+
+    #[test]
+    fn a_run_folder_that_others_may_write_to_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        let new = || Settings::new("dnsmasq".into(), run_dir.clone(), "i".to_owned());
+        new().unwrap();
+        let mode = || fs::metadata(&run_dir).unwrap().mode() & 0o7777;
+        assert_eq!(mode(), 0o711);
+        new().unwrap();
+        fs::set_permissions(&run_dir, fs::Permissions::from_mode(0o1777)).unwrap();
+        let fault = new().unwrap_err();
+        assert!(fault.to_string().contains("others may write to it, by its mode 1777"), "{fault}");
+        assert_eq!(mode(), 0o1777);
     }
 
     #[test]

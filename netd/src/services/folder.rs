@@ -22,7 +22,7 @@ use shared::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     net::IpAddr,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
@@ -87,17 +87,17 @@ impl Folder {
     /// # Errors
     /// FAILED_PRECONDITION if the run folder cannot be written.
     pub fn make(&self, group: Option<u32>) -> Result<(), Fault> {
-        // Of a netd that ended while it wrote.
-        remove(&self.0.join(".new"))?;
         for folder in [self.0.clone(), self.hosts(), self.names()] {
-            if !folder.is_dir() {
+            if fs::symlink_metadata(&folder).is_err() {
                 steps::effect(|| name("make", &folder), || make(&folder))?;
             }
+            check_own(&folder)?;
             chown(&folder, None, group).map_err(|e| failed("give a group to", &folder, &e))?;
             let mode = fs::Permissions::from_mode(0o750);
             fs::set_permissions(&folder, mode).map_err(|e| failed("protect", &folder, &e))?;
         }
-        Ok(())
+        // Of a netd that ended while it wrote.
+        remove(&self.0.join(".new"))
     }
 
     fn hosts(&self) -> PathBuf {
@@ -116,14 +116,15 @@ impl Folder {
         // Not in the folders that dnsmasq watches: it would read half of it.
         let temporary = self.0.join(".new");
         let write = || {
-            fs::write(&temporary, text)?;
-            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644))?;
+            let mut file = create(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.set_permissions(fs::Permissions::from_mode(0o644))?;
             fs::rename(&temporary, path)
         };
         let written =
             steps::effect(|| name("write", path), || write().map_err(|e| failed("write", path, &e)));
         if written.is_err() {
-            // Half of it is of no use to anybody; what cannot be removed is written over.
+            // Half of it is of no use to anybody; what cannot be removed now is removed before the next.
             let _ = fs::remove_file(&temporary);
         }
         written.map(|()| true)
@@ -297,7 +298,10 @@ impl Folder {
         }
         let (path, temporary) = (self.lease_file(), self.0.join(".new"));
         let rest = lease::without(&self.read_leases(), addresses);
-        let write = || fs::write(&temporary, &rest).and_then(|()| fs::rename(&temporary, &path));
+        let write = || {
+            create(&temporary)?.write_all(&rest)?;
+            fs::rename(&temporary, &path)
+        };
         steps::effect(|| name("prune", &path), || write().map_err(|e| failed("write", &path, &e)))
     }
 
@@ -327,6 +331,44 @@ fn make(folder: &Path) -> Result<(), Fault> {
     }
 }
 
+/// A new file, to write: whatever has its name is removed, and no link is followed.
+fn create(path: &Path) -> io::Result<File> {
+    let new = || OpenOptions::new().write(true).create_new(true).open(path);
+    match new() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            new()
+        }
+        result => result,
+    }
+}
+
+/// Refuses a folder, or a link in its place, that another user made or may write to: they would choose what is read and
+/// written in it.
+///
+/// # Errors
+/// FAILED_PRECONDITION with what is wrong with it.
+pub(super) fn check_own(folder: &Path) -> Result<(), Fault> {
+    let own = rustix::process::geteuid().as_raw();
+    let refuse = |why: String| {
+        let message = format!("`{}` cannot be used: {why}", folder.display());
+        Err(Fault::new(Kind::FailedPrecondition, "RUN_DIR", message)
+            .hint("look at it and remove it, so that netd makes its own, or choose another --run-dir"))
+    };
+    let place = fs::symlink_metadata(folder).map_err(|e| failed("look at", folder, &e))?;
+    let target = fs::metadata(folder).map_err(|e| failed("look at", folder, &e))?;
+    if let Some(meta) = [&place, &target].into_iter().find(|meta| ![0, own].contains(&meta.uid())) {
+        return refuse(format!("it belongs to uid {}, and netd is uid {own}", meta.uid()));
+    }
+    if !target.is_dir() {
+        return refuse("it is not a folder".to_owned());
+    }
+    if target.mode() & 0o022 != 0 {
+        return refuse(format!("others may write to it, by its mode {:o}", target.mode() & 0o7777));
+    }
+    Ok(())
+}
+
 /// Removes a file, if it is there.
 fn remove(path: &Path) -> Result<(), Fault> {
     match fs::remove_file(path) {
@@ -344,7 +386,7 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> Fault {
 #[cfg(test)]
 mod test {
     use super::*;
-    use std::io::Write as _;
+    use std::os::unix::fs::{lchown, symlink};
 
     fn folder(dir: &Path) -> Folder {
         let folder = Folder::new(dir, &"lan".parse().unwrap());
@@ -398,6 +440,67 @@ mod test {
         folder.make(None).unwrap();
         assert!(!half.exists());
         assert!(folder.put(&"a".parse().unwrap(), &entry).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_is_written_follows_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let secret = dir.path().join("secret");
+        fs::write(&secret, "secret").unwrap();
+        let leases = "1795627469 52:54:00:00:00:01 10.0.0.2 a *\n";
+        fs::write(folder.lease_file(), leases).unwrap();
+        let plant = || symlink(&secret, folder.path().join(".new")).unwrap();
+        plant();
+        assert!(folder.write_config("new").unwrap());
+        plant();
+        folder.prune(&BTreeSet::from(["10.0.0.2".parse().unwrap()])).unwrap();
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
+        for path in [folder.config(), folder.lease_file()] {
+            assert!(fs::symlink_metadata(&path).unwrap().is_file(), "{}", path.display());
+        }
+        assert_eq!(
+            (fs::read_to_string(folder.config()).unwrap().as_str(), folder.leases().len()),
+            ("new", 0)
+        );
+    }
+
+    #[test]
+    fn a_folder_that_others_made_or_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let refused = |says: &str| {
+            let fault = folder.make(None).unwrap_err();
+            assert_eq!(fault.reason(), "RUN_DIR");
+            assert!(fault.to_string().contains(says), "{fault}");
+        };
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        for path in [folder.path().to_owned(), folder.hosts(), folder.names()] {
+            for open in [0o770, 0o702, 0o1777] {
+                mode(&path, open);
+                refused("others may write");
+            }
+            mode(&path, 0o750);
+            folder.make(None).unwrap();
+        }
+        fs::remove_dir(folder.names()).unwrap();
+        fs::write(folder.names(), "").unwrap();
+        refused("not a folder");
+        fs::remove_file(folder.names()).unwrap();
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: only root can make folders of others");
+            return;
+        }
+        const OTHER: Option<u32> = Some(3_999_000_004);
+        let elsewhere = dir.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, folder.names()).unwrap();
+        lchown(folder.names(), OTHER, None).unwrap();
+        refused("belongs to uid 3999000004");
+        lchown(folder.names(), Some(0), None).unwrap();
+        folder.make(None).unwrap();
+        chown(&elsewhere, OTHER, None).unwrap();
+        refused("belongs to uid 3999000004");
     }
 
     #[test]
