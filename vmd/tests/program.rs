@@ -17,6 +17,8 @@ fn it_may_open_as_many_files_as_the_system_allows() {
         .arg(path("state"))
         .arg("--run-dir")
         .arg(path("run"))
+        // Tests run as root.
+        .arg("--allow-root")
         .stderr(Stdio::null())
         .spawn()
         .expect("vmd");
