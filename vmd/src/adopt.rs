@@ -41,6 +41,14 @@ pub async fn find<P: Ports>(context: &Context<P>, record: &Record, run: Run) -> 
     Ok(Found::Alive(Box::new(start::take_over(context, record, run, process).await)))
 }
 
+/// Whether the process of a run record is surely gone.
+#[must_use]
+pub fn is_over(run: &Run) -> bool {
+    let identity = process::identity(run.pid).and_then(|found| Ok((found, process::uid(run.pid)?)));
+    let ended = process::boot_id().and_then(|boot_id| ended(run, identity, &boot_id));
+    matches!(ended, Ok(Some(_)))
+}
+
 /// How the run must have ended; `None` if what has the recorded number is what was recorded.
 fn ended(run: &Run, found: io::Result<(Identity, u32)>, boot_id: &str) -> io::Result<Option<String>> {
     if boot_id != run.boot_id {

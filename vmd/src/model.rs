@@ -259,6 +259,9 @@ pub enum Accelerator {
 pub struct Run {
     /// `/proc/sys/kernel/random/boot_id` when it was started.
     pub boot_id: String,
+    /// `Record::uid` of its machine; `None` if an earlier vmd recorded the run.
+    #[serde(default)]
+    pub machine: Option<Uuid>,
     /// Process id.
     pub pid: u32,
     /// Field 22 of `/proc/PID/stat`: clock ticks from boot to the start of the process.
@@ -390,6 +393,7 @@ pub struct Vm {
 pub(crate) fn test_run() -> Run {
     Run {
         boot_id: "boot".into(),
+        machine: None,
         pid: 7,
         start_ticks: 100,
         uid: 5,

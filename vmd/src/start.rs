@@ -250,6 +250,7 @@ async fn steps<P: Ports>(
 
     let run = Run {
         boot_id: identity.boot_id,
+        machine: Some(record.uid),
         pid,
         start_ticks: identity.start_ticks,
         uid: user.uid,

@@ -7,7 +7,7 @@ mod quota;
 mod stored;
 
 pub use stored::forget;
-use stored::{Stored, load, next_epoch};
+use stored::{Stored, drop_runs, load, next_epoch};
 
 use crate::{
     config::Config,
@@ -89,9 +89,10 @@ impl<P: Ports> Supervisor<P> {
         let began = format!("vmd {} began", env!("CARGO_PKG_VERSION"));
         store.tell(Vec::new(), vec![News::of(EventKind::Started, "", began)]);
         let epoch = next_epoch(&store).await?;
-        let Stored { records, mut runs, exits, orphans, broken } = load(&store).await?;
+        let Stored { records, mut runs, exits, orphans, broken, over } = load(&store).await?;
+        drop_runs(&store, over).await;
         for one in &broken {
-            tracing::error!(vm = one.id, why = one.why, "a record cannot be read; it is left as it is");
+            tracing::error!(vm = one.id, why = one.why, "a record is of no use; it is left as it is");
         }
         let launcher = std::env::current_exe()
             .map_err(|e| Fault::internal("cannot find this program's own file").cause(&e))?;

@@ -272,6 +272,7 @@ async fn a_run_that_ended_without_vmd_is_recorded_as_that() {
     let mut ops = Vec::new();
     for ((boot_id, start_ticks, _), name) in strangers.clone().into_iter().zip(["web", "db"]) {
         let run = Run {
+            machine: None,
             containment: vec![],
             boot_id,
             pid: std::process::id(),

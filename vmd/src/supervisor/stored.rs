@@ -1,6 +1,7 @@
 //! What an earlier vmd left on disk, and what cannot be read of it.
 
 use crate::{
+    adopt,
     config::Config,
     model::{KIND_EXIT, KIND_RUN, KIND_VM, LastExit, Record, Run},
     ports::{KIND_PORT, PortRecord},
@@ -28,8 +29,10 @@ pub(super) struct Stored {
     pub(super) exits: BTreeMap<String, LastExit>,
     /// Ports whose machines do not run, and their uids: whatever was meant to delete them did not get to it.
     pub(super) orphans: BTreeMap<String, Option<String>>,
-    /// Those that cannot be read.
+    /// Those that cannot be read, and runs that go on without a machine.
     pub(super) broken: Vec<Broken>,
+    /// Runs that are over, and whose machines are gone: to be deleted.
+    pub(super) over: BTreeSet<String>,
 }
 
 /// Reads it. The guest of a machine with a broken record may run: such a machine is neither shown, nor started again,
@@ -46,8 +49,14 @@ pub(super) async fn load(store: &Store) -> Result<Stored, Fault> {
             Broken { id: id.clone(), why }
         },
     ));
-    let whole = |name: &Name| broken.iter().all(|broken| broken.id != name.as_str());
     let runs: BTreeMap<_, _> = runs.records.into_iter().collect();
+    let (over, strays) = strays(&records.records, &runs, &broken);
+    for stray in &strays {
+        store.reject(KIND_RUN, &stray.id, &stray.why);
+    }
+    broken.extend(strays);
+    let runs: BTreeMap<_, _> = runs.into_iter().filter(|(id, _)| !over.contains(id)).collect();
+    let whole = |name: &Name| broken.iter().all(|broken| broken.id != name.as_str());
     let records: Vec<Record> = records
         .records
         .into_iter()
@@ -69,7 +78,45 @@ pub(super) async fn load(store: &Store) -> Result<Stored, Fault> {
         .collect();
     let exits = store.load::<LastExit>(KIND_EXIT).await?.records.into_iter().collect();
     store.expend(&[KIND_EXIT, KIND_EPOCH]);
-    Ok(Stored { records, runs, exits, orphans, broken })
+    Ok(Stored { records, runs, exits, orphans, broken, over })
+}
+
+/// Runs of no machine that there is: those that are over, and those that may go on, which nobody may adopt, and whose
+/// names and ports stay taken. The record of such a machine was given up, or is another's by now.
+fn strays(
+    records: &[(String, Record)],
+    runs: &BTreeMap<String, Run>,
+    broken: &[Broken],
+) -> (BTreeSet<String>, Vec<Broken>) {
+    let (mut over, mut strays) = (BTreeSet::new(), Vec::new());
+    for (id, run) in runs.iter().filter(|(id, _)| broken.iter().all(|broken| broken.id != **id)) {
+        let of = |record: &Record| run.machine.is_none_or(|uid| uid == record.uid);
+        if records.iter().any(|(name, record)| name == id && of(record)) {
+            continue;
+        }
+        if adopt::is_over(run) {
+            over.insert(id.clone());
+            continue;
+        }
+        let pid = run.pid;
+        let why = format!(
+            "its machine has no record, and its QEMU, process {pid}, still runs: end that, and start vmd again"
+        );
+        strays.push(Broken { id: id.clone(), why });
+    }
+    (over, strays)
+}
+
+/// Deletes runs that are over and whose machines are gone. They do no harm where the disk is full.
+pub(super) async fn drop_runs(store: &Store, over: BTreeSet<String>) {
+    if over.is_empty() {
+        return;
+    }
+    tracing::info!(?over, "runs of machines that are gone");
+    let ops = over.into_iter().map(|id| Op::delete(KIND_RUN, id)).collect();
+    if let Err(fault) = store.commit(ops).await {
+        tracing::warn!(error = fault.chain(), "they stay recorded");
+    }
 }
 
 /// Counts this life of vmd. A disk that is full must not keep vmd from its machines: the number is then written later.

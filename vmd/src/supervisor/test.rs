@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     model::{KIND_EXIT, Nic, NicModel},
     ports::{FakePorts, KIND_PORT, PortRecord},
-    qemu::process::Process,
+    qemu::process::{self, Process},
     start,
 };
 use clap::Parser as _;
@@ -229,4 +229,52 @@ async fn an_end_that_cannot_be_recorded_is_told_all_the_same() {
     let expected = [EventKind::Adopted, EventKind::Unresponsive, EventKind::Crashed];
     assert_eq!(told, expected);
     child.wait().ok();
+}
+
+/// As `--forget 'vm web'` leaves a machine whose QEMU goes on: the next machine of that name is not to get its QEMU.
+#[tokio::test]
+async fn a_run_without_its_machine_keeps_name_and_ports_until_its_process_is_gone() {
+    let port = "networks/lan/ports/web-0";
+    for replaced in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let ports = FakePorts::with_networks(["lan".parse().unwrap()]);
+        let supervisor = open(dir.path(), ports).await;
+        supervisor.create(new("web", spec(&[None]))).await.unwrap();
+        let store = supervisor.0.context.store.clone();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let identity = process::identity(child.id()).unwrap();
+        let run = Run {
+            boot_id: identity.boot_id,
+            machine: Some(Uuid::nil()),
+            pid: child.id(),
+            start_ticks: identity.start_ticks,
+            uid: process::uid(child.id()).unwrap(),
+            ..crate::model::test_run()
+        };
+        let record = PortRecord { vm: "web".parse().unwrap(), uid: None };
+        let ops = vec![Op::put(KIND_PORT, port, &record).unwrap(), Op::put(KIND_RUN, "web", &run).unwrap()];
+        store.commit(ops).await.unwrap();
+        if !replaced {
+            store.commit(vec![Op::delete(KIND_VM, "web")]).await.unwrap();
+        }
+
+        let state = load(&store).await.unwrap();
+        assert!(state.records.is_empty(), "it would be adopted as another machine's");
+        assert!(state.orphans.is_empty(), "a running guest would lose its port");
+        assert_eq!((state.broken.len(), state.broken[0].id.as_str(), state.over.len()), (1, "web", 0));
+        let warning = store.warnings().join(" ");
+        assert!(warning.contains("run `web`") && warning.contains(&format!("process {},", run.pid)));
+        supervisor.vms().remove(&record.vm);
+        let refused = supervisor.create(new("web", spec(&[]))).await.unwrap_err();
+        assert_eq!(refused.reason(), "BROKEN_RECORD");
+
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let state = load(&store).await.unwrap();
+        assert_eq!((state.records.len(), state.runs.len()), (usize::from(replaced), 0));
+        assert_eq!((state.orphans.len(), state.broken.len(), state.over.len()), (1, 0, 1));
+        store.expend(&[KIND_RUN]);
+        drop_runs(&store, state.over).await;
+        assert!(store.load::<Run>(KIND_RUN).await.unwrap().records.is_empty(), "it is deleted");
+    }
 }
