@@ -108,6 +108,7 @@ impl<P: Ports> Supervisor<P> {
             state_dir,
             stop: stop.clone(),
         });
+        context.jail.reserve(&runs, context.store.has_broken(KIND_RUN));
         let supervisor = Self(Arc::new(Inner {
             context: Arc::clone(&context),
             vms: Mutex::default(),

@@ -2,16 +2,17 @@
 
 use super::{
     Finding, HandedFile, Layer, Spec,
-    ids::{Ids, Pool},
+    ids::{self, Ids, Pool},
     limits::Limits,
     programs::Programs,
 };
-use crate::model::Accelerator;
+use crate::model::{Accelerator, Run};
 use shared::{
     fault::{Fault, Kind},
     name::Name,
 };
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -170,6 +171,20 @@ impl Jail {
         }
     }
 
+    /// Machines that an earlier vmd left have these users, whether or not they can be adopted. With `unread`, there are
+    /// more whose users nobody knows, and no machine gets a user that has processes.
+    pub fn reserve(&self, runs: &BTreeMap<String, Run>, unread: bool) {
+        let Ok(pool) = &self.ids else { return };
+        for (name, run) in runs {
+            if let Ok(name) = name.parse() {
+                pool.keep(&name, run.uid);
+            }
+        }
+        if unread {
+            pool.avoid(ids::users_of_processes());
+        }
+    }
+
     /// A machine runs no more.
     pub fn give_back(&self, machine: &Name) {
         if let Ok(pool) = &self.ids {
@@ -235,4 +250,29 @@ pub fn user_of(spec: &Spec) -> Ids {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
     })
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_vmd_left_keeps_its_user() {
+        let own = rustix::process::getuid().as_raw();
+        let jail = |first: u32, count| Jail {
+            ids: Ok(Pool::new(Ids { uid: first, gid: 1 }, count)),
+            ..Jail::new(PathBuf::new(), PathBuf::new(), false)
+        };
+        let take = |jail: &Jail| jail.ids.as_ref().unwrap().take(&"new".parse().unwrap());
+        let runs = BTreeMap::from([("old".to_owned(), Run { uid: 700_000, ..crate::model::test_run() })]);
+        let with_run = jail(700_000, 2);
+        with_run.reserve(&runs, false);
+        assert_eq!(take(&with_run).unwrap().uid, 700_001);
+        let unread = jail(own, 1);
+        unread.reserve(&runs, false);
+        assert_eq!(take(&unread).unwrap().uid, own);
+        let unread = jail(own, 1);
+        unread.reserve(&runs, true);
+        assert_eq!(take(&unread).unwrap_err().reason(), "USER_IDS");
+    }
 }

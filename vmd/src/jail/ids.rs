@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use shared::{
     fault::{Fault, Kind},
     name::Name,
+    process,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -33,6 +34,8 @@ struct Used {
     /// Where the next search begins: an id is not given again soon.
     next: u32,
     slots: BTreeMap<Name, u32>,
+    /// Of processes of which nobody knows what they belong to.
+    strangers: BTreeSet<u32>,
 }
 
 impl Pool {
@@ -72,7 +75,7 @@ impl Pool {
         }
         let slot = (0..self.count)
             .map(|step| (used.next + step) % self.count)
-            .find(|slot| used.slots.values().all(|other| other != slot))
+            .find(|slot| !used.strangers.contains(slot) && used.slots.values().all(|other| other != slot))
             .ok_or_else(|| {
                 Fault::new(
                     Kind::ResourceExhausted,
@@ -95,6 +98,16 @@ impl Pool {
         }
     }
 
+    /// Gives nobody these users, unless a machine that is known has one: they have processes.
+    pub fn avoid(&self, uids: impl IntoIterator<Item = u32>) {
+        let mut used = self.used();
+        let slots = uids.into_iter().filter_map(|uid| uid.checked_sub(self.first.uid));
+        let strangers: BTreeSet<u32> = slots
+            .filter(|slot| *slot < self.count && used.slots.values().all(|known| known != slot))
+            .collect();
+        used.strangers.extend(strangers);
+    }
+
     /// The machine runs no more.
     pub fn give_back(&self, machine: &Name) {
         self.used().slots.remove(machine);
@@ -113,6 +126,13 @@ impl Pool {
     fn used(&self) -> MutexGuard<'_, Used> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The users that have processes, as far as /proc shows them.
+pub(super) fn users_of_processes() -> BTreeSet<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| process::uid(pid).ok()).collect()
 }
 
 /// The name of the user with this id, of the text of /etc/passwd.
@@ -171,5 +191,21 @@ mod test {
         assert_eq!(pool.take(&name("c")).unwrap_err().reason(), "USER_IDS");
         pool.give_back(&name("old"));
         assert_eq!(pool.take(&name("c")).unwrap().uid, 101);
+    }
+
+    #[test]
+    fn a_user_whose_process_nobody_knows_is_given_to_no_machine() {
+        let own = rustix::process::getuid().as_raw();
+        let users = users_of_processes();
+        assert!(users.contains(&own), "{users:?}");
+        let pool = Pool::new(Ids { uid: own, gid: 1 }, 1);
+        let web = "web".parse().unwrap();
+        pool.keep(&web, own);
+        pool.avoid(users.clone());
+        pool.give_back(&web);
+        assert_eq!(pool.take(&web).unwrap().uid, own, "it was known");
+        pool.give_back(&web);
+        pool.avoid(users);
+        assert_eq!(pool.take(&web).unwrap_err().reason(), "USER_IDS");
     }
 }

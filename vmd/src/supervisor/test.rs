@@ -261,6 +261,7 @@ async fn a_run_without_its_machine_keeps_name_and_ports_until_its_process_is_gon
         let state = load(&store).await.unwrap();
         assert!(state.records.is_empty(), "it would be adopted as another machine's");
         assert!(state.orphans.is_empty(), "a running guest would lose its port");
+        assert!(state.runs.contains_key("web"), "its user would be another machine's too");
         assert_eq!((state.broken.len(), state.broken[0].id.as_str(), state.over.len()), (1, "web", 0));
         let warning = store.warnings().join(" ");
         assert!(warning.contains("run `web`") && warning.contains(&format!("process {},", run.pid)));
