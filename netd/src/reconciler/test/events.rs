@@ -194,6 +194,8 @@ fn a_watcher_that_does_not_read_is_dropped_and_holds_up_nobody() {
     let (_dir, _kernel, process) = fixture();
     let stop = CancellationToken::new();
     process.create(&network("lan", spec(Mode::Isolated))).unwrap();
+    // What is still to be told of the create comes before the watches.
+    process.run(process.netd().0.store.commit(Vec::new())).unwrap();
     let watch = || watch::networks(process.netd(), &Cursor::default(), Caller::root(), stop.clone()).unwrap();
     let (mut slow, mut brisk) = (watch(), watch());
     let mut heard = ready(&mut brisk).len();
