@@ -427,6 +427,14 @@ fn the_ports_end_and_netds_end_are_the_captures() {
     assert_eq!(code, Some(1), "{words}");
     assert!(words.contains("somebody removed the port's link"), "{words}");
 
+    // netd notices a little later than the capture does.
+    wait::until("another link of the port", || {
+        let shown = port.host.ok_json("port show lan web");
+        let links = port.host.netns.json("ip -j link");
+        let there =
+            links.as_array()?.iter().any(|link| link["ifname"] == tap.as_str() && link["master"].is_string());
+        (there && shown["status"]["state"] == "ready").then_some(())
+    });
     let running = capture(&port.host, "stopped.pcapng", "");
     let netd = Pid::from_raw(port.host.netd_pid().cast_signed()).expect("pid");
     kill_process(netd, Signal::TERM).expect("signal");
