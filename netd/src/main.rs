@@ -128,6 +128,7 @@ async fn run(config: Config, group: Option<u32>, given_up: Outcome) -> Result<()
     looked_after.abort();
     attended.abort();
     reconciler.ended().await;
+    audit.finish().await;
     telemetry.finish().await;
     served
 }

@@ -1,11 +1,13 @@
 //! Who changed what, and who was refused: one JSON line each, in a file of bounded size.
 //!
-//! A line is written before its answer goes out. It has no text of the request but the name of its object, and no
-//! message of an error but its reason, so that no secret gets there. A disk that takes no line stops nothing.
+//! A line is handed to the thread that writes before its answer goes out. It has no text of the request but the name of
+//! its object, and no message of an error but its reason, so that no secret gets there. A disk that takes no line, or
+//! hangs, stops nothing.
 
 mod bucket;
 mod feed;
 mod file;
+mod writer;
 
 use crate::{
     access::{Caller, Role},
@@ -23,11 +25,14 @@ use std::{
 };
 use tokio::sync::broadcast;
 use tonic::{Code, Status};
+use writer::Writer;
 
 /// Lines that wait for one slow subscriber; it hears of those that it missed.
 const QUEUE: usize = 256;
 /// Longest path of a method that is written, in characters.
 const LONGEST_RPC: usize = 120;
+/// How long an orderly end waits for the last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -75,15 +80,20 @@ pub struct Audit(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// Held while a line is handed over, so that they are in order; never while one is written.
     state: Mutex<State>,
+    writer: Writer,
     news: broadcast::Sender<Arc<Record>>,
 }
 
 #[derive(Debug)]
 struct State {
-    file: LogFile,
     sequence: u64,
     left_out: u64,
+    /// Lines since the last that was handed over: too many waited for the disk.
+    lost: u64,
+    /// That was said.
+    said: bool,
     buckets: Buckets,
 }
 
@@ -94,8 +104,16 @@ impl Audit {
     pub fn open(folder: &Path) -> Self {
         let file = LogFile::new(folder);
         let sequence = file.last_sequence();
-        let state = State { file, sequence, left_out: 0, buckets: Buckets::default() };
-        Self(Arc::new(Inner { state: Mutex::new(state), news: broadcast::channel(QUEUE).0 }))
+        let state = State { sequence, left_out: 0, lost: 0, said: false, buckets: Buckets::default() };
+        let (writer, news) = (Writer::start(file), broadcast::channel(QUEUE).0);
+        Self(Arc::new(Inner { state: Mutex::new(state), writer, news }))
+    }
+
+    /// Waits for the last lines to be written, for a second at most.
+    pub async fn finish(&self) {
+        if !self.0.writer.flush(LAST_LINES).await {
+            tracing::warn!("the disk does not take the last lines of the audit log");
+        }
     }
 
     /// Each line from now on, whether or not the disk takes it.
@@ -113,14 +131,19 @@ impl Audit {
         }
         state.sequence += 1;
         record.sequence = state.sequence;
-        record.left_out = std::mem::take(&mut state.left_out);
-        record.lost = state.file.lost();
-        if let Ok(mut line) = serde_json::to_vec(&record) {
-            line.push(b'\n');
-            state.file.append(&line);
+        (record.left_out, record.lost) = (state.left_out, state.lost);
+        let record = Arc::new(record);
+        if self.0.writer.hand(&record) {
+            (state.left_out, state.lost) = (0, 0);
+            state.said &= !self.0.writer.is_calm();
+        } else {
+            state.lost += 1;
+            if !std::mem::replace(&mut state.said, true) {
+                tracing::error!("the disk is too slow for the audit log; lines are lost until it is not");
+            }
         }
         // Nobody listens, or somebody does.
-        let _ = self.0.news.send(Arc::new(record));
+        let _ = self.0.news.send(record);
     }
 }
 

@@ -101,6 +101,7 @@ async fn run(config: Config) -> Result<(), Fault> {
     stop.cancel();
     let _ = tokio::time::timeout(LAST_WORDS, supervisor.join()).await;
     let _ = tokio::time::timeout(LAST_WORDS, supervisor.ended()).await;
+    audit.finish().await;
     tracing::info!("ended; guests go on");
     telemetry.finish().await;
     result

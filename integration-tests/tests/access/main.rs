@@ -115,8 +115,18 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime")
 }
 
-/// The lines of a daemon's audit log; `folder` is its state folder.
-fn audit(host: &TestHost, folder: &str) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(host.dir.path().join(folder).join("audit.jsonl")).expect("audit log");
-    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+/// The lines of a daemon's audit log, as soon as they are `enough`: they may be written after the answer. `folder` is
+/// its state folder.
+fn audit(
+    host: &TestHost,
+    folder: &str,
+    enough: impl Fn(&[serde_json::Value]) -> bool,
+) -> Vec<serde_json::Value> {
+    let path = host.dir.path().join(folder).join("audit.jsonl");
+    wait::until("lines of the audit log", || {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let lines: Vec<_> = whole.map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        enough(&lines).then_some(lines)
+    })
 }

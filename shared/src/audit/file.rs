@@ -1,5 +1,6 @@
 //! The log's file: appended to, and moved aside when it is full.
 
+use super::Record;
 use serde_json::Value;
 use std::{
     fs::{self, File},
@@ -21,6 +22,8 @@ pub struct LogFile {
     open: Option<Open>,
     /// Lines that were not written since the last that was.
     lost: u64,
+    /// The last could not be.
+    failing: bool,
 }
 
 #[derive(Debug)]
@@ -34,7 +37,7 @@ struct Open {
 impl LogFile {
     /// Nothing is opened yet.
     pub fn new(folder: &Path) -> Self {
-        Self { path: folder.join("audit.jsonl"), open: None, lost: 0 }
+        Self { path: folder.join("audit.jsonl"), open: None, lost: 0, failing: false }
     }
 
     fn older(&self) -> PathBuf {
@@ -54,15 +57,18 @@ impl LogFile {
         last(&self.path).or_else(|| last(&self.older())).unwrap_or(0)
     }
 
-    /// How many lines were lost since the last that was written.
-    pub fn lost(&self) -> u64 {
-        self.lost
-    }
-
     /// Writes a line. What fails is said once, until something is written again.
-    pub fn append(&mut self, line: &[u8]) {
-        match self.write(line) {
+    pub fn append(&mut self, record: &Record) {
+        // With those that did not even get here.
+        self.lost += record.lost;
+        let line = serde_json::to_vec(&Record { lost: self.lost, ..record.clone() });
+        let written = line.map_err(io::Error::from).and_then(|mut line| {
+            line.push(b'\n');
+            self.write(&line)
+        });
+        match written {
             Ok(()) => {
+                self.failing = false;
                 let lost = mem::take(&mut self.lost);
                 if lost > 0 {
                     tracing::warn!(lost, "the audit log is written again; lines are missing");
@@ -70,7 +76,7 @@ impl LogFile {
             }
             Err(error) => {
                 self.open = None;
-                if self.lost == 0 {
+                if !mem::replace(&mut self.failing, true) {
                     let file = self.path.display();
                     tracing::error!(%file, %error, "the audit log cannot be written; its lines are lost until it can");
                 }

@@ -5,7 +5,13 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 
 const RPC: &str = "/netd.v1.PortService/CreatePort";
 
-fn lines(folder: &Path) -> Vec<Value> {
+fn settle(audit: &Audit) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    assert!(runtime.block_on(audit.0.writer.flush(Duration::from_secs(60))), "the thread hangs");
+}
+
+fn lines(audit: &Audit, folder: &Path) -> Vec<Value> {
+    settle(audit);
     let text = fs::read_to_string(folder.join("audit.jsonl")).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -32,7 +38,7 @@ fn a_change_and_a_refusal_are_a_line_each_and_a_look_is_none() {
     call(&audit, 8).end(&denied(), "vms/a", false);
     call(&audit, 9).end(&Status::ok(""), "vms/a", false);
     call(&audit, 9).end(&Status::not_found(""), "vms/a", false);
-    let lines = lines(dir.path());
+    let lines = lines(&audit, dir.path());
     assert_eq!(lines.len(), 2);
     let ok = &lines[0];
     assert_eq!((ok["sequence"].as_u64(), ok["uid"].as_u64()), (Some(1), Some(7)));
@@ -50,14 +56,17 @@ fn a_change_and_a_refusal_are_a_line_each_and_a_look_is_none() {
 #[test]
 fn numbers_go_on_after_a_restart_and_after_a_torn_line() {
     let dir = tempfile::tempdir().unwrap();
-    for _ in 0..3 {
-        call(&Audit::open(dir.path()), 7).end(&Status::ok(""), "", true);
-    }
+    let once = || {
+        let audit = Audit::open(dir.path());
+        call(&audit, 7).end(&Status::ok(""), "", true);
+        settle(&audit);
+    };
+    (0..3).for_each(|_| once());
     let path = dir.path().join("audit.jsonl");
     let mut text = fs::read_to_string(&path).unwrap();
     text.push_str("{\"time\":\"2026-");
     fs::write(&path, text).unwrap();
-    call(&Audit::open(dir.path()), 7).end(&Status::ok(""), "", true);
+    once();
     let text = fs::read_to_string(&path).unwrap();
     let numbers: Vec<_> = text
         .lines()
@@ -75,7 +84,7 @@ fn no_client_can_break_a_line_or_make_it_long() {
     caller.about("vms/other");
     call(&audit, 7).end(&Status::ok(""), caller.object(), true);
     Call::begin(&audit, None, &format!("/a\n{}", "b".repeat(9999))).end(&denied(), "", false);
-    let lines = lines(dir.path());
+    let lines = lines(&audit, dir.path());
     assert_eq!(lines.len(), 2);
     let object = lines[0]["object"].as_str().unwrap();
     assert!(object.starts_with("vms/a\\n{") && object.len() < 400, "{object}");
@@ -91,14 +100,18 @@ fn refusals_are_limited_and_counted_and_the_file_is_bounded() {
         call(&audit, 7).end(&denied(), "", false);
     }
     call(&audit, 8).end(&Status::ok(""), "", true);
-    let found = lines(dir.path());
+    let found = lines(&audit, dir.path());
     assert!(found.len() < 100, "{}", found.len());
     let written = found.iter().filter(|line| line["code"] != "OK").count() as u64;
     let left_out: u64 = found.iter().filter_map(|line| line["left_out"].as_u64()).sum();
     assert_eq!(written + left_out, 100_000);
-    for _ in 0..150_000 {
+    for number in 0..150_000 {
         call(&audit, 8).end(&Status::ok(""), &"x".repeat(150), true);
+        if number % 1000 == 0 {
+            settle(&audit);
+        }
     }
+    settle(&audit);
     let sizes: Vec<_> =
         fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).collect();
     println!("{written} of 100000 refusals were written; files of {sizes:?} bytes after 150000 changes");
@@ -114,17 +127,54 @@ fn a_disk_that_takes_no_line_stops_nothing_and_is_counted() {
     for _ in 0..5 {
         call(&audit, 7).end(&Status::ok(""), "", true);
     }
+    settle(&audit);
     fs::create_dir(&folder).unwrap();
     call(&audit, 7).end(&Status::ok(""), "", true);
     call(&audit, 7).end(&Status::ok(""), "", true);
-    let found = lines(&folder);
+    let found = lines(&audit, &folder);
     assert_eq!((found[0]["lost"].as_u64(), found[0]["sequence"].as_u64()), (Some(5), Some(6)));
     assert!(found[1].get("lost").is_none());
     let heard: Vec<_> = std::iter::from_fn(|| news.try_recv().ok()).map(|record| record.sequence).collect();
     assert_eq!(heard, [1, 2, 3, 4, 5, 6, 7], "subscribers hear all of it");
     fs::remove_file(folder.join("audit.jsonl")).unwrap();
     call(&audit, 7).end(&Status::ok(""), "", true);
-    assert_eq!(lines(&folder).len(), 1, "a file that somebody removed is made anew");
+    assert_eq!(lines(&audit, &folder).len(), 1, "a file that somebody removed is made anew");
+}
+
+/// A pipe takes 64 KiB, and then hangs until somebody reads.
+#[test]
+fn a_disk_that_hangs_holds_up_no_call_and_what_it_cost_is_counted() {
+    const CALLS: u64 = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let audit = Audit::open(dir.path());
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let (done, answered) = std::sync::mpsc::channel();
+    let calls = audit.clone();
+    std::thread::spawn(move || {
+        for _ in 0..CALLS {
+            call(&calls, 7).end(&Status::ok(""), "vms/a", true);
+        }
+        done.send(()).unwrap();
+    });
+    answered.recv_timeout(Duration::from_secs(60)).expect("calls wait for the disk");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    assert!(!runtime.block_on(audit.0.writer.flush(Duration::from_millis(1))), "it does not hang");
+    // More than the pipe has room for: then there is room for one that waits.
+    let mut found = std::io::BufRead::lines(std::io::BufReader::new(fs::File::open(&path).unwrap()))
+        .map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let mut lines: Vec<_> = found.by_ref().take(1000).collect();
+    call(&audit, 7).end(&Status::ok(""), "vms/last", true);
+    while lines.last().unwrap()["object"] != "vms/last" {
+        lines.push(found.next().unwrap());
+    }
+    let numbers: Vec<_> = lines.iter().filter_map(|line| line["sequence"].as_u64()).collect();
+    assert!(numbers.is_sorted() && numbers.last() == Some(&(CALLS + 1)), "{numbers:?}");
+    let lost: u64 = lines.iter().filter_map(|line| line["lost"].as_u64()).sum();
+    println!("{CALLS} calls while the disk hung: {} lines waited, {lost} were lost", lines.len());
+    assert!(lost > 0 && lines.len() as u64 + lost == CALLS + 1, "{lost} of {}", lines.len());
+    settle(&audit);
 }
 
 #[test]
@@ -139,7 +189,7 @@ fn a_client_that_goes_away_leaves_a_line() {
     let mut look = call(&audit, 7);
     look.expect_an_end(None);
     drop(look);
-    let lines = lines(dir.path());
+    let lines = lines(&audit, dir.path());
     assert_eq!(lines.len(), 1);
     assert_eq!((&lines[0]["code"], &lines[0]["object"]), (&"CANCELLED".into(), &"vms/a".into()));
 }
