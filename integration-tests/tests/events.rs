@@ -394,7 +394,13 @@ fn what_becomes_of_machines_is_told_with_its_reason() {
                 && event["message"].as_str().is_some_and(|text| text.contains(message))
         })
     };
-    hears("the crash", "crash", "crashed", "signal 11");
+    // It dies when the guest begins to run: before its start was answered, or after.
+    follower.hears("the crash", |event| {
+        let ways = ["signal 11", "it could not be started"];
+        event["resource"] == "vms/crash"
+            && event["kind"] == "crashed"
+            && event["message"].as_str().is_some_and(|text| ways.iter().any(|way| text.contains(way)))
+    });
     hears("the silence", "hang", "unresponsive", "did not answer");
     host.ok("vm stop ok-2 --force");
     hears("the end", "ok-2", "exited", "killed");
