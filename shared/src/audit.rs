@@ -125,7 +125,9 @@ impl Audit {
     fn write(&self, mut record: Record, now: Instant) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever is refused without end must neither fill the log nor push others' lines out of it.
-        if record.code != "OK" && !state.buckets.take(record.uid, now) {
+        // Who no longer waits for a change has not stopped it: its line is as good as that of one that was made.
+        let refused = !matches!(record.code, "OK" | "CANCELLED" | "DEADLINE_EXCEEDED");
+        if refused && !state.buckets.take(record.uid, now) {
             state.left_out += 1;
             return;
         }
