@@ -12,7 +12,7 @@ use std::{
 /// Crates of ours that each crate may depend on, tests aside.
 const ALLOWED: [(&str, &[&str]); 7] = [
     ("proto", &[]),
-    ("shared", &[]),
+    ("shared", &["proto"]),
     ("netd", &["proto", "shared"]),
     ("vmd", &["proto", "shared"]),
     ("kvmctl", &["proto", "shared"]),

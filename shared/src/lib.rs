@@ -19,3 +19,4 @@ pub mod store;
 pub mod telemetry;
 pub mod time;
 pub mod watch;
+pub mod wire;
