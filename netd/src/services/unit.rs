@@ -416,15 +416,19 @@ impl Unit {
 
     /// Ends it and removes its files. `network` is the record as it is now; its cell may have gone from it.
     pub async fn remove(&mut self, network: &Network) -> Result<(), Fault> {
-        self.end().await?;
-        let had = self.wanted.take().map(|wanted| wanted.network);
-        for cell in had.iter().chain([network]).filter_map(|network| network.cell.as_ref()) {
-            self.remove_link(&cell.link).await?;
+        let had = self.wanted.as_ref().map(|wanted| &wanted.network);
+        let cells = had.into_iter().chain([network]).filter_map(|network| network.cell.as_ref());
+        let links: Vec<_> = cells.map(|cell| cell.link.clone()).collect();
+        // Before the process: when that has ended, the kernel removes the link too, at a time of its own.
+        for link in &links {
+            self.remove_link(link).await?;
         }
+        self.end().await?;
+        self.wanted = None;
         self.folder.delete()
     }
 
-    /// Removes a cell's link. The kernel does so too when it clears the namespace away, some time after the process.
+    /// Removes a cell's link.
     async fn remove_link(&self, name: &IfName) -> Result<(), Fault> {
         let observed = self.kernel.observe(&Scope::Links(vec![name.clone()])).await?;
         if observed.links.get(name).is_some_and(|link| link.group == LINK_GROUP) {
