@@ -11,6 +11,8 @@ pub struct Figures {
     pub threads: usize,
     /// Resident memory now, KiB.
     pub resident: u64,
+    /// Of it, memory of its own: without pages of its program and of files, KiB.
+    pub anonymous: u64,
     /// The most that was resident since the start or `forget_peak`, KiB.
     pub peak: u64,
 }
@@ -32,6 +34,7 @@ impl Figures {
             descriptors: count("fd"),
             threads: count("task"),
             resident: size("VmRSS"),
+            anonymous: size("RssAnon"),
             peak: size("VmHWM"),
         }
     }
