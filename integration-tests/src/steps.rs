@@ -32,6 +32,18 @@ const POINT_MODES: [&str; 2] = ["kill-before", "fail"];
 /// How its name begins.
 const POINT: &str = " point ";
 
+/// Whether `make test` tries this: a death at each step that has an effect, and the other ways by turns.
+fn in_short(step: usize, is_point: bool, mode: &str) -> bool {
+    let even = step.is_multiple_of(2);
+    match mode {
+        "kill-before" => !is_point || even,
+        "twice" => even,
+        "fail" => !even,
+        // What follows a step until the next one begins has no effect.
+        _ => false,
+    }
+}
+
 /// How long netd's idle threads may take to end: the runtime keeps them for 10 s.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -143,10 +155,10 @@ impl Bench {
         tally.steps += names.len();
         let faults = names.iter().zip(1..).flat_map(|(name, step)| {
             // A point between two effects has none itself: it comes to the same to die before or after it.
-            let modes = if name.contains(POINT) { &POINT_MODES[..] } else { &MODES };
-            // What follows a step until the next one begins has no effect: to die there is tried in the soak only.
+            let is_point = name.contains(POINT);
+            let modes = if is_point { &POINT_MODES[..] } else { &MODES };
             let all = crate::soak() || step == names.len();
-            modes.iter().filter(move |mode| all || **mode != "kill-after").map(move |mode| (step, *mode))
+            modes.iter().filter(move |mode| all || in_short(step, is_point, mode)).map(move |mode| (step, *mode))
         });
         for (step, mode) in faults.collect::<Vec<_>>().repeat(rounds) {
             tally.runs += 1;
