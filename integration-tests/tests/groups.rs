@@ -11,6 +11,7 @@ use std::{
     net::IpAddr,
     path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
 };
 
 const PORTS: [u16; 8] = [22, 53, 80, 4999, 5000, 5005, 5010, 5011];
@@ -61,17 +62,24 @@ fn routed() -> TestHost {
 /// no path at all shows as soon as something is to work.
 #[track_caller]
 fn expect(who: &str, from: &Netns, to: &[IpAddr; 2], wanted: &[(Flow, [bool; 2])]) {
-    for works in [false, true] {
-        for (flow, by_family) in wanted {
-            for (address, _) in to.iter().zip(by_family).filter(|(_, wanted)| **wanted == works) {
-                let what = format!("{flow:?} from {who} to {address}");
-                if works {
-                    wait::until(&what, || flow.works(from, *address).then_some(()));
-                } else {
-                    assert!(!flow.works(from, *address), "{what} works");
-                }
-            }
-        }
+    let tries = |works: bool| {
+        wanted.iter().flat_map(move |(flow, by_family)| {
+            let addresses = to.iter().zip(by_family).filter(move |(_, wanted)| **wanted == works);
+            addresses.map(move |(address, _)| (*flow, *address))
+        })
+    };
+    // Each waits for an answer that does not come: all at once.
+    let wrong: Vec<String> = thread::scope(|scope| {
+        let begun: Vec<_> = tries(false)
+            .map(|(flow, to)| {
+                scope.spawn(move || flow.works(from, to).then(|| format!("{flow:?} from {who} to {to}")))
+            })
+            .collect();
+        begun.into_iter().filter_map(|attempt| attempt.join().expect("an attempt")).collect()
+    });
+    assert!(wrong.is_empty(), "these work: {wrong:?}");
+    for (flow, to) in tries(true) {
+        wait::until(&format!("{flow:?} from {who} to {to}"), || flow.works(from, to).then_some(()));
     }
 }
 
