@@ -158,7 +158,10 @@ impl Bench {
             let is_point = name.contains(POINT);
             let modes = if is_point { &POINT_MODES[..] } else { &MODES };
             let all = crate::soak() || step == names.len();
-            modes.iter().filter(move |mode| all || in_short(step, is_point, mode)).map(move |mode| (step, *mode))
+            modes
+                .iter()
+                .filter(move |mode| all || in_short(step, is_point, mode))
+                .map(move |mode| (step, *mode))
         });
         for (step, mode) in faults.collect::<Vec<_>>().repeat(rounds) {
             tally.runs += 1;

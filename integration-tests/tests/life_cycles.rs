@@ -60,7 +60,12 @@ fn life_cycles_leave_no_descriptor_thread_tap_or_memory() {
         let grown = holds.saturating_sub(held);
         println!(
             "{name} after {cycles} life cycles: descriptors {} to {}, threads {} to {}, memory {held} to {holds} KiB (+{grown}), resident {} to {}",
-            before.descriptors, after.descriptors, before.threads, after.threads, before.resident, after.resident
+            before.descriptors,
+            after.descriptors,
+            before.threads,
+            after.threads,
+            before.resident,
+            after.resident
         );
         assert!(grown <= GROWTH, "{name} grew by {grown} KiB");
     }
