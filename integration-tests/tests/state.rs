@@ -266,12 +266,14 @@ fn a_record_that_is_damaged_on_disk_costs_nothing_or_one_name() {
                 .filter_map(|n| n["metadata"]["name"].as_str().or(n["name"].as_str()))
                 .collect();
             let shown = host.kvmctl(&["host", "show"]).stdout;
+            assert_eq!(names, ["n", "other"], "{networks}");
+            let state = &networks[0]["status"]["state"];
             if with_copy {
-                assert_eq!(names, ["n", "other"], "{networks}");
+                assert_eq!(state, "ready", "{networks}");
                 assert!(shown.contains("restored from its copy"), "{shown}");
                 restored += 1;
             } else {
-                assert_eq!(names, ["other"], "{networks}");
+                assert_eq!(state, "broken", "{networks}");
                 assert!(shown.contains("the record network `n` cannot be read"), "{shown}");
                 for refused in [
                     "network show n",

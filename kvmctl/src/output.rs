@@ -1,6 +1,7 @@
 //! What goes to standard output, in the format asked for.
 
 pub mod address;
+pub mod broken;
 pub mod caller;
 pub mod containment;
 pub mod diagnose;
@@ -18,6 +19,7 @@ pub mod vm;
 pub mod watched;
 
 use crate::cli::Format;
+use broken::{Broken, Shown};
 use serde::Serialize;
 use shared::fault::Fault;
 use std::io::{self, Write};
@@ -42,6 +44,10 @@ pub trait Object: Serialize {
     /// What an operator should know.
     fn warnings(&self) -> &[String] {
         &[]
+    }
+    /// What is known if its record cannot be read.
+    fn broken(&self) -> Option<Broken<'_>> {
+        None
     }
 }
 
@@ -98,11 +104,24 @@ impl<'a> Printer<'a> {
     pub fn list<T: Object>(&mut self, objects: &[T]) -> Result<(), Stop> {
         match self.format {
             Format::Table => {
-                let rows = objects.iter().map(Object::row);
-                self.text(&table(T::COLUMNS, rows))
+                let rows = objects.iter().map(broken::row);
+                self.text(&table(T::COLUMNS, rows))?;
             }
-            Format::Name => objects.iter().try_for_each(|object| self.text(object.name())),
-            Format::Json | Format::Yaml => self.value(&objects),
+            Format::Name => objects.iter().try_for_each(|object| self.text(object.name()))?,
+            Format::Json | Format::Yaml => {
+                let shown: Vec<_> = objects.iter().map(Shown::from).collect();
+                return self.value(&shown);
+            }
+        }
+        objects.iter().for_each(|object| self.say_broken(object));
+        Ok(())
+    }
+
+    /// A line has no room for why.
+    fn say_broken<T: Object>(&mut self, object: &T) {
+        if let Some(Broken { name, network, status, .. }) = object.broken() {
+            let on = network.map(|network| format!(" on network `{network}`")).unwrap_or_default();
+            self.remark(&format!("warning: `{name}`{on} is broken: {}", status.error));
         }
     }
 
@@ -130,7 +149,10 @@ impl<'a> Printer<'a> {
     /// If standard output cannot be written.
     pub fn entry<T: Object>(&mut self, object: &T) -> Result<(), Stop> {
         match self.format {
-            Format::Table => self.text(&clean(&object.row().join("  ")))?,
+            Format::Table => {
+                self.text(&clean(&object.row().join("  ")))?;
+                self.say_broken(object);
+            }
             Format::Name => self.text(object.name())?,
             Format::Json => {
                 let line = serde_json::to_string(object)

@@ -237,10 +237,21 @@ impl Store {
         let broken = self.about.broken.read().unwrap_or_else(PoisonError::into_inner);
         // Nearly always there is none, and no key has to be made.
         let why = if broken.is_empty() { None } else { broken.get(&(kind.to_owned(), id.to_owned())) };
-        why.map_or(Ok(()), |why| {
-            let message = format!("the record {kind} `{id}` cannot be read and is kept: {why}");
-            Err(Fault::new(Kind::FailedPrecondition, "BROKEN_RECORD", message).hint(way_out(kind, id)))
-        })
+        why.map_or(Ok(()), |why| Err(unreadable(kind, id, why)))
+    }
+
+    /// The records of a kind that cannot be read, in the order of their ids. `why` has the words of the error that a
+    /// look at the object is refused with, and the way out.
+    #[must_use]
+    pub fn broken(&self, kind: &str) -> Vec<Broken> {
+        let broken = self.about.broken.read().unwrap_or_else(PoisonError::into_inner);
+        let of_kind = broken.iter().filter(|((is, _), _)| is == kind);
+        of_kind
+            .map(|((_, id), why)| {
+                let fault = unreadable(kind, id, why);
+                Broken { id: id.clone(), why: format!("{}; {}", fault.chain(), fault.hints().join("; ")) }
+            })
+            .collect()
     }
 
     /// Takes a record that could be read for one that cannot: what it says makes no sense to its daemon.
@@ -371,6 +382,12 @@ fn names(ops: &[Op]) -> String {
         format!(" {verb} {}/{}", op.kind, op.id)
     };
     format!("commit{}", ops.iter().map(name).collect::<String>())
+}
+
+/// What is asked of an object whose record cannot be read is refused with this.
+fn unreadable(kind: &str, id: &str, why: &str) -> Fault {
+    let message = format!("the record {kind} `{id}` cannot be read and is kept: {why}");
+    Fault::new(Kind::FailedPrecondition, "BROKEN_RECORD", message).hint(way_out(kind, id))
 }
 
 fn way_out(kind: &str, id: &str) -> String {

@@ -9,7 +9,7 @@ mod nic;
 mod parse;
 
 pub use caller::caller;
-pub use emit::{accelerator, containment, timestamp, vm, vm_of_another};
+pub use emit::{accelerator, broken_vm, containment, timestamp, vm, vm_of_another};
 pub use event::{event, message};
 pub use parse::{labels, resource, spec, stop_timeout};
 

@@ -27,7 +27,7 @@ use shared::{
     fault::{Fault, Kind},
     name::Name,
 };
-use std::{pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
@@ -145,9 +145,18 @@ impl<P: Ports> VmService for Server<P> {
             token => Some(token.parse::<Name>().map_err(|_| invalid("page token"))?),
         };
         let (vms, more) = self.supervisor.list(after.as_ref(), most);
-        let next = vms.last().filter(|_| more).map(|vm| vm.record.name.to_string());
+        let mut vms: BTreeMap<Name, wire::Vm> =
+            vms.iter().map(|vm| (vm.record.name.clone(), shown(&caller, vm))).collect();
+        let broken = self.supervisor.broken().into_iter();
+        let broken = broken.filter(|(name, _)| after.as_ref().is_none_or(|after| name > after));
+        vms.extend(broken.map(|(name, why)| {
+            let vm = convert::broken_vm(&name, caller.words(&why));
+            (name, vm)
+        }));
+        let more = more || vms.len() > most;
+        let next = vms.keys().take(most).next_back().filter(|_| more).map(ToString::to_string);
         Ok(Response::new(ListVmsResponse {
-            vms: vms.iter().map(|vm| shown(&caller, vm)).collect(),
+            vms: vms.into_values().take(most).collect(),
             next_page_token: next.unwrap_or_default(),
         }))
     }

@@ -28,7 +28,7 @@ use shared::{
     mac::Mac,
     name::Name,
     steps,
-    store::{Op, Store},
+    store::{Broken, Op, Store},
     time::Timestamp,
 };
 use std::{
@@ -169,6 +169,15 @@ impl<P: Ports> Supervisor<P> {
         let mut rest = vms.iter().filter(|(name, _)| after.is_none_or(|after| *name > after));
         let page = rest.by_ref().take(most).map(|(_, handle)| handle.watch.borrow().clone()).collect();
         (page, rest.next().is_some())
+    }
+
+    /// Machines that cannot be shown, since a record of theirs cannot be read, and why; in the order of their names.
+    #[must_use]
+    pub fn broken(&self) -> BTreeMap<Name, String> {
+        let store = &self.0.context.store;
+        // Of a machine whose own record is one of them, that is what is told.
+        let all = [KIND_RUN, KIND_VM].into_iter().flat_map(|kind| store.broken(kind));
+        all.filter_map(|Broken { id, why }| Some((id.parse().ok()?, why))).collect()
     }
 
     /// Records a machine; one with the same spec is found again.

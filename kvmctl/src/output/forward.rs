@@ -1,7 +1,9 @@
 //! Forwards as they are printed.
 
 use super::{
-    Object, last_part, network, set,
+    Object,
+    broken::{self, Broken},
+    last_part, network, set,
     text::{Sheet, or_dash},
     time::rfc3339,
     word,
@@ -53,7 +55,7 @@ pub struct ForwardSpec {
 pub struct ForwardStatus {
     /// The generation this speaks of.
     pub observed_generation: i64,
-    /// pending, ready, degraded or deleting.
+    /// pending, ready, degraded, deleting or broken.
     pub state: String,
     /// Why it is pending or degraded.
     pub error: Option<String>,
@@ -164,6 +166,10 @@ impl Object for Forward {
         .flatten()
         .collect::<Vec<_>>()
         .join(", ")
+    }
+
+    fn broken(&self) -> Option<Broken<'_>> {
+        broken::of((&self.name, Some(&self.network)), &self.status.state, self.status.error.as_deref())
     }
 }
 

@@ -1,12 +1,16 @@
 //! Groups as they are printed.
 
 use super::{
-    Object, last_part, set,
+    Object,
+    broken::{self, Broken},
+    last_part, set,
     text::{Sheet, count},
     time::rfc3339,
     word,
 };
-use proto::netd::v1::{self as wire, GroupDefault, RuleDirection, RuleProtocol, group_rule::Remote};
+use proto::netd::v1::{
+    self as wire, GroupDefault, ObjectState, RuleDirection, RuleProtocol, group_rule::Remote,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -64,6 +68,10 @@ pub struct Rule {
 /// What came of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct GroupStatus {
+    /// ready or broken.
+    pub state: String,
+    /// Why it is broken.
+    pub error: Option<String>,
     /// Number of ports that are in it.
     pub port_count: u32,
     /// Bare names of other groups whose rules name it.
@@ -113,6 +121,7 @@ impl From<wire::Group> for Group {
     fn from(group: wire::Group) -> Self {
         let spec = group.spec.unwrap_or_default();
         let status = group.status.unwrap_or_default();
+        let state = ObjectState::try_from(status.state).ok().map(|state| state.as_str_name());
         let default = |value: i32, unset| {
             word(GroupDefault::try_from(value).ok().map(|d| d.as_str_name()), "GROUP_DEFAULT_", unset)
         };
@@ -129,6 +138,8 @@ impl From<wire::Group> for Group {
                 rules: spec.rules.into_iter().map(Rule::from).collect(),
             },
             status: GroupStatus {
+                state: word(state, "OBJECT_STATE_", "ready"),
+                error: set(status.error),
                 port_count: status.port_count,
                 referring_groups: status.referring_groups.iter().map(|name| last_part(name)).collect(),
             },
@@ -137,7 +148,7 @@ impl From<wire::Group> for Group {
 }
 
 impl Object for Group {
-    const COLUMNS: &'static [&'static str] = &["NAME", "IN", "OUT", "RULES", "PORTS"];
+    const COLUMNS: &'static [&'static str] = &["NAME", "STATE", "IN", "OUT", "RULES", "PORTS"];
 
     fn name(&self) -> &str {
         &self.name
@@ -146,6 +157,7 @@ impl Object for Group {
     fn row(&self) -> Vec<String> {
         vec![
             self.name.clone(),
+            self.status.state.clone(),
             self.spec.default_in.clone(),
             self.spec.default_out.clone(),
             self.spec.rules.len().to_string(),
@@ -172,6 +184,10 @@ impl Object for Group {
         let spec = &self.spec;
         let rules = count(u64::try_from(spec.rules.len()).unwrap_or(u64::MAX), "rule");
         format!("in {}, out {}, {rules}", spec.default_in, spec.default_out)
+    }
+
+    fn broken(&self) -> Option<Broken<'_>> {
+        broken::of((&self.name, None), &self.status.state, self.status.error.as_deref())
     }
 }
 
@@ -210,10 +226,14 @@ mod test {
                     ),
                 ],
             }),
-            status: Some(wire::GroupStatus { port_count: 2, referring_groups: vec!["groups/db".into()] }),
+            status: Some(wire::GroupStatus {
+                port_count: 2,
+                referring_groups: vec!["groups/db".into()],
+                ..Default::default()
+            }),
             ..Default::default()
         });
-        assert_eq!(group.row(), ["web", "deny", "allow", "3", "2"]);
+        assert_eq!(group.row(), ["web", "ready", "deny", "allow", "3", "2"]);
         assert_eq!(group.summary(), "in deny, out allow, 3 rules");
         let words: Vec<_> = group.spec.rules.iter().map(Rule::words).collect();
         assert_eq!(words, ["in tcp 80-90", "in udp 53 from group dns", "out any to 10.0.0.0/8"]);

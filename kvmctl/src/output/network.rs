@@ -1,7 +1,9 @@
 //! Networks as they are printed.
 
 use super::{
-    Object, last_part, set,
+    Object,
+    broken::{self, Broken},
+    last_part, set,
     text::{Sheet, count, or_dash},
     time::rfc3339,
     word,
@@ -85,7 +87,7 @@ pub struct Service {
 pub struct NetworkStatus {
     /// The generation this speaks of.
     pub observed_generation: i64,
-    /// pending, ready, degraded or deleting.
+    /// pending, ready, degraded, deleting or broken.
     pub state: String,
     /// Why it is degraded.
     pub error: Option<String>,
@@ -250,5 +252,9 @@ impl Object for Network {
 
     fn warnings(&self) -> &[String] {
         &self.status.warnings
+    }
+
+    fn broken(&self) -> Option<Broken<'_>> {
+        broken::of((&self.name, None), &self.status.state, self.status.error.as_deref())
     }
 }

@@ -1,7 +1,9 @@
 //! Ports as they are printed.
 
 use super::{
-    Object, last_part, network, set,
+    Object,
+    broken::{self, Broken},
+    last_part, network, set,
     text::{Sheet, or_dash, yes_no},
     time::rfc3339,
     word,
@@ -85,7 +87,7 @@ impl Rate {
 pub struct PortStatus {
     /// The generation this speaks of.
     pub observed_generation: i64,
-    /// pending, ready, degraded or deleting.
+    /// pending, ready, degraded, deleting or broken.
     pub state: String,
     /// Why it is degraded.
     pub error: Option<String>,
@@ -245,6 +247,10 @@ impl Object for Port {
         .flatten()
         .collect::<Vec<_>>()
         .join(", ")
+    }
+
+    fn broken(&self) -> Option<Broken<'_>> {
+        broken::of((&self.name, Some(&self.network)), &self.status.state, self.status.error.as_deref())
     }
 }
 

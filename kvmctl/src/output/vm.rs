@@ -2,6 +2,7 @@
 
 use super::{
     Object,
+    broken::{self, Broken},
     containment::{Layer, contained, layers, uncontained},
     last_part,
     nic::{Nic, NicStatus},
@@ -323,6 +324,10 @@ impl Object for Vm {
 
     fn warnings(&self) -> &[String] {
         &self.status.warnings
+    }
+
+    fn broken(&self) -> Option<Broken<'_>> {
+        broken::of((&self.name, None), &self.status.state, self.status.error.as_deref())
     }
 }
 

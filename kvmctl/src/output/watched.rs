@@ -1,6 +1,9 @@
 //! Messages of a list that goes on.
 
-use super::Object;
+use super::{
+    Object,
+    broken::{self, Broken},
+};
 use serde::Serialize;
 
 /// What a message tells.
@@ -39,6 +42,7 @@ pub struct Watched<T> {
     /// The object's full name, such as `networks/lan`; null with synced and gone.
     pub resource: Option<String>,
     /// The object as it is; null when it is deleted, and with synced and gone.
+    #[serde(serialize_with = "broken::within", bound(serialize = "T: Object"))]
     pub object: Option<T>,
 }
 
@@ -59,7 +63,7 @@ impl<T: Object> Object for Watched<T> {
 
     fn row(&self) -> Vec<String> {
         let rest = match (&self.object, &self.resource) {
-            (Some(object), _) => object.row(),
+            (Some(object), _) => broken::row(object),
             (None, Some(resource)) => vec![resource.clone()],
             (None, None) => Vec::new(),
         };
@@ -72,5 +76,9 @@ impl<T: Object> Object for Watched<T> {
 
     fn summary(&self) -> String {
         self.change.word().to_owned()
+    }
+
+    fn broken(&self) -> Option<Broken<'_>> {
+        self.object.as_ref().and_then(Object::broken)
     }
 }

@@ -184,6 +184,8 @@ pub fn group(view: GroupView) -> wire::Group {
         status: Some(wire::GroupStatus {
             port_count: u32::try_from(ports).unwrap_or(u32::MAX),
             referring_groups: referring.iter().map(|name| format!("groups/{name}")).collect(),
+            state: wire::ObjectState::Ready.into(),
+            error: String::new(),
         }),
         labels: group.labels.into_iter().collect(),
     }

@@ -56,7 +56,7 @@ impl<K: Kernel> Reconciler<K> {
     pub fn forward(&self, key: &ForwardKey) -> Result<ForwardView, Fault> {
         let records = self.read();
         if !records.desired.networks.contains_key(&key.0) {
-            return Err(network_not_found(&key.0));
+            return Err(self.missing(super::NETWORK, key.0.as_str(), network_not_found(&key.0)));
         }
         let id = || forward_resource(&key.0, &key.1);
         let forward = records
@@ -78,9 +78,7 @@ impl<K: Kernel> Reconciler<K> {
         most: usize,
     ) -> Result<Vec<ForwardView>, Fault> {
         let records = self.read();
-        if let Some(network) = network.filter(|name| !records.desired.networks.contains_key(*name)) {
-            return Err(network_not_found(network));
-        }
+        network.map_or(Ok(()), |network| self.must_have(&records, network))?;
         Ok(records
             .desired
             .forwards

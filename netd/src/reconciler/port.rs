@@ -66,9 +66,7 @@ impl<K: Kernel> Reconciler<K> {
         most: usize,
     ) -> Result<Vec<PortView>, Fault> {
         let records = self.read();
-        if let Some(network) = network.filter(|name| !records.desired.networks.contains_key(*name)) {
-            return Err(network_not_found(network));
-        }
+        network.map_or(Ok(()), |network| self.must_have(&records, network))?;
         Ok(records
             .desired
             .ports

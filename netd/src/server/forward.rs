@@ -1,6 +1,6 @@
 //! `netd.v1.ForwardService`.
 
-use super::{page_size, shown};
+use super::{page, shown};
 use crate::{convert, kernel::Kernel, reconciler::Reconciler};
 use proto::netd::v1 as wire;
 use shared::{access::Caller, name::Name};
@@ -26,21 +26,17 @@ impl<K: Kernel> wire::forward_service_server::ForwardService for Service<K> {
     ) -> Result<Response<wire::ListForwardsResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let size = page_size(request.page_size)?;
+        let size = page::page_size(request.page_size)?;
         let network = match request.parent.as_str() {
             "networks/-" => None,
             parent => Some(Name::from_resource(parent, "networks")?),
         };
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(convert::forward_key(token)?),
-        };
+        let after = page::after::<wire::Forward>(&request.page_token)?;
         let views = self.0.forwards(network.as_ref(), after.as_ref(), size)?;
-        let full = views.len() == size;
-        let forwards: Vec<_> =
+        let forwards =
             views.into_iter().map(|view| shown::forward(&caller, convert::forward(view))).collect();
-        let next_page_token =
-            forwards.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
+        let broken = page::broken_of(network.as_ref(), &self.0, &caller);
+        let (forwards, next_page_token) = page::page(forwards, broken, after.as_ref(), size);
         Ok(Response::new(wire::ListForwardsResponse { forwards, next_page_token }))
     }
 

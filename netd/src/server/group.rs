@@ -1,6 +1,6 @@
 //! `netd.v1.GroupService`.
 
-use super::page_size;
+use super::page;
 use crate::{convert, kernel::Kernel, reconciler::Reconciler};
 use proto::netd::v1 as wire;
 use shared::{access::Caller, name::Name};
@@ -23,16 +23,13 @@ impl<K: Kernel> wire::group_service_server::GroupService for Service<K> {
         &self,
         request: Request<wire::ListGroupsRequest>,
     ) -> Result<Response<wire::ListGroupsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let size = page_size(request.page_size)?;
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(Name::from_resource(token, "groups")?),
-        };
-        let groups: Vec<_> = self.0.groups(after.as_ref(), size).into_iter().map(convert::group).collect();
-        let full = groups.len() == size;
-        let next_page_token =
-            groups.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
+        let size = page::page_size(request.page_size)?;
+        let after = page::after::<wire::Group>(&request.page_token)?;
+        let groups = self.0.groups(after.as_ref(), size).into_iter().map(convert::group).collect();
+        let broken = page::broken(&self.0, &caller);
+        let (groups, next_page_token) = page::page(groups, broken, after.as_ref(), size);
         Ok(Response::new(wire::ListGroupsResponse { groups, next_page_token }))
     }
 

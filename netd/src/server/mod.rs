@@ -9,6 +9,7 @@ pub mod fuzz;
 mod group;
 mod host;
 mod network;
+mod page;
 mod port;
 mod shown;
 pub(crate) mod watch;
@@ -23,10 +24,7 @@ use proto::netd::v1::{
     group_service_server::GroupServiceServer, host_service_server::HostServiceServer,
     network_service_server::NetworkServiceServer, port_service_server::PortServiceServer,
 };
-use shared::{
-    access::Access,
-    fault::{Fault, Kind},
-};
+use shared::access::Access;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -49,13 +47,4 @@ pub fn routes<K: Kernel + Inspect>(
         .add_service(ForwardServiceServer::new(forward::Service(reconciler.clone())))
         .add_service(GroupServiceServer::new(group::Service(reconciler.clone())))
         .add_service(HostServiceServer::new(host::Service(reconciler, access)))
-}
-
-/// Number of items that a request asks for.
-fn page_size(asked: i32) -> Result<usize, Fault> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(PAGE),
-        Ok(size) => Ok(size.min(PAGE)),
-        Err(_) => Err(Fault::new(Kind::InvalidArgument, "INVALID_PAGE_SIZE", "the page size is negative")),
-    }
 }

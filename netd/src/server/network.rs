@@ -1,7 +1,7 @@
 //! `netd.v1.NetworkService`.
 
 use super::{
-    page_size, shown,
+    page, shown,
     watch::{self, Messages},
 };
 use crate::{convert, kernel::Kernel, model::IfName, reconciler::Reconciler};
@@ -49,17 +49,12 @@ impl<K: Kernel> wire::network_service_server::NetworkService for Service<K> {
     ) -> Result<Response<wire::ListNetworksResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let size = page_size(request.page_size)?;
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(Name::from_resource(token, "networks")?),
-        };
+        let size = page::page_size(request.page_size)?;
+        let after = page::after::<wire::Network>(&request.page_token)?;
         let networks = self.reconciler.networks(after.as_ref(), size).into_iter();
-        let networks: Vec<_> =
-            networks.map(|network| shown::network(&caller, convert::network(network))).collect();
-        let full = networks.len() == size;
-        let next_page_token =
-            networks.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
+        let networks = networks.map(|network| shown::network(&caller, convert::network(network))).collect();
+        let broken = page::broken(&self.reconciler, &caller);
+        let (networks, next_page_token) = page::page(networks, broken, after.as_ref(), size);
         Ok(Response::new(wire::ListNetworksResponse { networks, next_page_token }))
     }
 

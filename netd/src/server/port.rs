@@ -1,7 +1,7 @@
 //! `netd.v1.PortService`.
 
 use super::{
-    page_size, shown,
+    page, shown,
     watch::{self, Messages},
 };
 use crate::{
@@ -55,14 +55,10 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
     ) -> Result<Response<wire::ListPortsResponse>, Status> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let size = page_size(request.page_size)?;
-        let network = parent(&request.parent)?;
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(convert::port_key(token)?),
-        };
-        let views = self.reconciler.ports(network.as_ref(), after.as_ref(), size)?;
-        let full = views.len() == size;
+        let size = page::page_size(request.page_size)?;
+        let of = parent(&request.parent)?;
+        let after = page::after::<wire::Port>(&request.page_token)?;
+        let views = self.reconciler.ports(of.as_ref(), after.as_ref(), size)?;
         let taps: Vec<_> = views.iter().map(|view| view.port.tap.clone()).collect();
         let attached = self.reconciler.attached(&taps).await?;
         let mut traffic = self.reconciler.traffic().await?.taps;
@@ -79,8 +75,8 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
             seen.traffic = traffic.remove(&view.port.tap).unwrap_or_default();
             ports.push(shown::port(&caller, convert::port(view, &seen)));
         }
-        let next_page_token =
-            ports.last().filter(|_| full).map_or_else(String::new, |last| last.name.clone());
+        let broken = page::broken_of(of.as_ref(), &self.reconciler, &caller);
+        let (ports, next_page_token) = page::page(ports, broken, after.as_ref(), size);
         Ok(Response::new(wire::ListPortsResponse { ports, next_page_token }))
     }
 

@@ -1,6 +1,6 @@
 //! Where the objects of a watch are looked up.
 
-use super::shown;
+use super::{page, shown};
 use crate::{
     convert::{self, Seen},
     kernel::Kernel,
@@ -29,7 +29,10 @@ impl<K: Kernel> Source for Networks<K> {
     type Object = wire::Network;
 
     fn all(&self) -> Vec<String> {
-        self.0.networks(None, usize::MAX).iter().map(|view| view.network.resource()).collect()
+        let readable = self.0.networks(None, usize::MAX).into_iter().map(|view| view.network.resource());
+        readable
+            .chain(page::broken(&self.0, &self.1).into_iter().map(|network: wire::Network| network.name))
+            .collect()
     }
 
     fn covers(&self, resource: &str) -> bool {
@@ -38,8 +41,12 @@ impl<K: Kernel> Source for Networks<K> {
 
     fn get(&self, resource: &str) -> Option<wire::Network> {
         let name = Name::from_resource(resource, "networks").ok()?;
-        let network = self.0.network(&name).ok().map(convert::network)?;
-        Some(shown::network(&self.1, network))
+        match self.0.network(&name) {
+            Ok(view) => Some(shown::network(&self.1, convert::network(view))),
+            Err(_) => page::broken(&self.0, &self.1)
+                .into_iter()
+                .find(|network: &wire::Network| network.name == resource),
+        }
     }
 }
 
@@ -68,13 +75,20 @@ struct Ports<K> {
     caller: Caller,
 }
 
+impl<K: Kernel> Ports<K> {
+    fn broken(&self) -> Vec<wire::Port> {
+        page::broken_of(self.network.as_ref(), &self.reconciler, &self.caller)
+    }
+}
+
 impl<K: Kernel> Source for Ports<K> {
     type Object = wire::Port;
 
     fn all(&self) -> Vec<String> {
         // There are none of a network that is not there.
         let ports = self.reconciler.ports(self.network.as_ref(), None, usize::MAX).unwrap_or_default();
-        ports.iter().map(|view| view.port.resource()).collect()
+        let readable = ports.iter().map(|view| view.port.resource());
+        readable.chain(self.broken().into_iter().map(|port| port.name)).collect()
     }
 
     fn covers(&self, resource: &str) -> bool {
@@ -84,8 +98,10 @@ impl<K: Kernel> Source for Ports<K> {
 
     fn get(&self, resource: &str) -> Option<wire::Port> {
         let (network, name) = convert::port_key(resource).ok()?;
-        let view = self.reconciler.port(&network, &name).ok()?;
-        Some(shown::port(&self.caller, convert::port(view, &Seen::default())))
+        match self.reconciler.port(&network, &name) {
+            Ok(view) => Some(shown::port(&self.caller, convert::port(view, &Seen::default()))),
+            Err(_) => self.broken().into_iter().find(|port| port.name == resource),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     ports,
 };
 use proto::vmd::v1 as wire;
-use shared::{access::redact, time::Timestamp};
+use shared::{access::redact, name::Name, time::Timestamp};
 
 /// A recorded time.
 #[must_use]
@@ -32,6 +32,13 @@ pub fn vm(vm: &Vm) -> wire::Vm {
         spec: Some(spec(&record.spec)),
         status: Some(status(record, &vm.status)),
     }
+}
+
+/// A machine of which nothing but the name is known, and why.
+#[must_use]
+pub fn broken_vm(name: &Name, error: String) -> wire::Vm {
+    let status = wire::VmStatus { state: wire::VmState::Broken.into(), error, ..Default::default() };
+    wire::Vm { name: format!("{}/{name}", super::VMS), status: Some(status), ..Default::default() }
 }
 
 /// A machine as it is shown to whom it does not belong: without host paths, kernel command line and VNC address.

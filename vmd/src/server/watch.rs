@@ -25,7 +25,8 @@ impl<P: Ports> watch::Source for Vms<P> {
 
     fn all(&self) -> Vec<String> {
         let (vms, _) = self.0.list(None, usize::MAX);
-        vms.iter().map(|vm| vm.record.resource()).collect()
+        let broken = self.0.broken().into_keys().map(|name| convert::broken_vm(&name, String::new()).name);
+        vms.iter().map(|vm| vm.record.resource()).chain(broken).collect()
     }
 
     fn covers(&self, resource: &str) -> bool {
@@ -34,8 +35,10 @@ impl<P: Ports> watch::Source for Vms<P> {
 
     fn get(&self, resource: &str) -> Option<wire::Vm> {
         let name = convert::resource(resource).ok()?;
-        let vm = self.0.get(&name).ok()?.now()?;
-        Some(shown(&self.1, &vm))
+        match self.0.get(&name) {
+            Ok(handle) => handle.now().map(|vm| shown(&self.1, &vm)),
+            Err(_) => self.0.broken().remove(&name).map(|why| convert::broken_vm(&name, self.1.words(&why))),
+        }
     }
 }
 

@@ -36,10 +36,10 @@ enum Verdict {
     NotYet,
 }
 
-/// FAILED ends all waits: it is not what was hoped for, and it does not change by itself.
+/// FAILED ends all waits, as BROKEN does, which only a daemon in disorder would send here: it is not what was hoped for, and it does not change by itself.
 fn verdict(goal: Goal, state: VmState) -> Verdict {
     match (goal, state) {
-        (_, VmState::Failed) => Verdict::Failed,
+        (_, VmState::Failed | VmState::Broken) => Verdict::Failed,
         (Goal::Running, VmState::Running) | (Goal::Stopped, VmState::Stopped) => Verdict::Reached,
         (
             Goal::AtRest,
