@@ -1,6 +1,7 @@
 //! A host under test: a namespace with the daemons in it, and the LAN it is on.
 
 use crate::{
+    group::{self, Group},
     netns::{self, Netns},
     wait,
 };
@@ -45,6 +46,10 @@ pub struct TestHost {
     pub vmd_starter: Vec<String>,
     /// More arguments for vmd.
     pub vmd_arguments: Vec<String>,
+    /// Where beneath `group` vmd is started: `vmd`, or nothing for the group itself. `None`: not in it.
+    pub vmd_starts_in: Option<&'static str>,
+    /// The control group that is vmd's to divide, since `add_vmd`; `None` where this machine has no cgroup v2.
+    pub group: Option<Group>,
     number: u32,
     /// More arguments for netd.
     pub netd_arguments: Vec<String>,
@@ -106,6 +111,8 @@ impl TestHost {
             environment: Vec::new(),
             vmd_starter: Vec::new(),
             vmd_arguments: Vec::new(),
+            vmd_starts_in: Some("vmd"),
+            group: None,
             number: NEXT.fetch_add(1, Ordering::Relaxed) % (1024 / SUBORDINATE_IDS),
             netd_arguments: Vec::new(),
             netd: None,
@@ -145,6 +152,8 @@ impl TestHost {
             link_or_copy(&guest.join(file), &host.dir.path().join(file));
         }
         host.write_users();
+        let name = host.dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        host.group = Group::new(&name);
         let state = host.dir.path().join("vmd-state");
         let run = host.dir.path().join("vmd-run");
         for folder in [&state, &run] {
@@ -235,9 +244,11 @@ impl TestHost {
              for file in passwd subuid subgid; do
                [ ! -e {etc}/$file ] || mount --bind {etc}/$file /etc/$file
              done
+             {enter}
              exec {starter} setpriv --reuid {VMD_UID} --regid {VMD_UID} --clear-groups \"$@\"",
             self.path("tun"),
             etc = self.path("etc"),
+            enter = self.enter_group(),
             starter = self.vmd_starter.join(" "),
         );
         let mut command = self.netns.command("sh");
@@ -258,6 +269,13 @@ impl TestHost {
             command.args(["--qemu", qemu]);
         }
         self.vmd = Some(self.start(command, "vmd.log", &socket));
+    }
+
+    /// A line of shell that enters the control group as systemd has vmd do.
+    fn enter_group(&self) -> String {
+        let Some(group) = &self.group else { return String::new() };
+        let enter = self.vmd_starts_in.map(|place| format!("echo $$ >{}/{place}/cgroup.procs", group.seen()));
+        format!("mount -t cgroup2 none {}; {}", group::SEEN_AT, enter.unwrap_or_default())
     }
 
     fn spawn(&self, mut command: Command, log: &str) -> Child {

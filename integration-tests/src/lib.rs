@@ -7,6 +7,7 @@ pub mod client;
 pub mod figures;
 pub mod flows;
 pub mod frames;
+pub mod group;
 pub mod guest;
 pub mod history;
 pub mod host;

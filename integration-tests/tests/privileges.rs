@@ -331,6 +331,9 @@ fn the_units_are_what_systemd_understands() {
         let output =
             Command::new("systemd-analyze").arg("verify").arg(&path).output().expect("systemd-analyze");
         let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && !words.contains(daemon), "{words}");
+        // systemd before 254 passes over what it does not know.
+        let known = words.lines().filter(|line| !line.contains("'DelegateSubgroup'"));
+        let wrong: Vec<_> = known.filter(|line| line.contains(daemon)).collect();
+        assert!(output.status.success() && wrong.is_empty(), "{words}");
     }
 }

@@ -1,10 +1,12 @@
 //! Every step of what vmd does to a machine goes wrong once, in each way, and nothing is lost or left over.
 //!
-//! For each step and each way: the request with the fault there, a new vmd, a look at processes, ports, taps and folders,
+//! For each step and each way: the request with the fault there, a new vmd, a look at processes, ports, taps, folders
+//! and control groups,
 //! which have to be what the machine's state says, the same request again, and the machine's end.
 
 use integration_tests::{
     census::left_in,
+    group::Group,
     host::{Outcome, TestHost, VMD_UID},
     soak, wait,
 };
@@ -213,6 +215,8 @@ struct Picture {
     taps: usize,
     run_folders: BTreeSet<String>,
     state_folders: BTreeSet<String>,
+    /// Control groups.
+    groups: BTreeSet<String>,
 }
 
 impl Picture {
@@ -234,6 +238,7 @@ impl Picture {
             taps: taps.filter(|link| text(&link["ifname"]).starts_with("kvp-")).count(),
             run_folders: folders("vmd-run/vms"),
             state_folders: folders("vmd-state/vms"),
+            groups: host.group.iter().flat_map(Group::machines).collect(),
         }
     }
 
@@ -249,6 +254,9 @@ impl Picture {
                     picture.qemus.insert((u32::try_from(pid).expect("pid"), name.clone()));
                     picture.ports.insert(format!("{name}-0"));
                     picture.taps += 1;
+                    if host.group.is_some() {
+                        picture.groups.insert(name.clone());
+                    }
                     picture.run_folders.insert(name);
                 }
                 Some("stopped" | "failed") => {}

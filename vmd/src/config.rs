@@ -35,6 +35,10 @@ pub struct Config {
     /// Start no machine whose QEMU cannot be contained in full; `kvmctl host show` tells what this host allows.
     #[arg(long)]
     pub require_containment: bool,
+    /// Control group (cgroup v2) that vmd may divide among machines, a folder where cgroup v2 is mounted. vmd is started
+    /// in a group beneath it, called vmd. Without it: the group that whoever started vmd left to it, as systemd does.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
     /// Group that may connect to the socket [default: kvmctl, if there is that group].
     #[arg(long, value_name = "GROUP", env = "KVMCTL_SOCKET_GROUP")]
     pub socket_group: Option<String>,

@@ -387,10 +387,10 @@ impl<P: Ports> Driver<'_, P> {
     fn kill(&mut self) {
         self.press = None;
         self.deadline = Some(Instant::now() + DEATH);
-        let killed = self
-            .held
-            .as_ref()
-            .map_or(Ok(()), |held| steps::effect(|| "kill QEMU".to_owned(), || held.process.kill()));
+        let group = self.run_record().and_then(Run::leaf);
+        let killed = self.held.as_ref().map_or(Ok(()), |held| {
+            steps::effect(|| "kill QEMU".to_owned(), || start::kill(&held.process, group.as_ref()))
+        });
         if let Err(fault) = killed {
             tracing::error!(vm = %self.record.name, error = fault.chain(), "cannot kill");
         }

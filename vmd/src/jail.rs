@@ -4,10 +4,11 @@
 //! vmd needs no privilege for it. `programs` tells what QEMU reads; `host` asks a probe which layers this host allows,
 //! and hands out user ids (`ids`); `child` carries it out, in the process that then becomes QEMU: `user`, `root`,
 //! `capabilities`, `reach` (Landlock), `syscalls`, `limits`. A layer that the probe saw and the child cannot have is an
-//! error: the machine does not start with less than its status says.
+//! error: the machine does not start with less than its status says. `groups` puts each machine into a control group.
 
 mod capabilities;
 pub mod child;
+pub mod groups;
 pub mod host;
 pub mod ids;
 pub mod limits;
@@ -42,11 +43,19 @@ pub enum Layer {
     SystemCalls,
     /// Descriptors, processes, locked memory, sizes of files, no core dump.
     Limits,
+    /// A control group of its own, with which all that is in it ends.
+    ControlGroup,
+    /// A limit of memory, by the control group.
+    Memory,
+    /// A limit and a share of processors, by the control group.
+    Cpu,
+    /// A limit of processes and threads, by the control group.
+    Processes,
 }
 
 impl Layer {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::UserNamespace,
         Self::OwnUser,
         Self::Network,
@@ -55,6 +64,10 @@ impl Layer {
         Self::Landlock,
         Self::SystemCalls,
         Self::Limits,
+        Self::ControlGroup,
+        Self::Memory,
+        Self::Cpu,
+        Self::Processes,
     ];
 
     /// For people.
@@ -69,6 +82,10 @@ impl Layer {
             Self::Landlock => "landlock",
             Self::SystemCalls => "system calls",
             Self::Limits => "limits",
+            Self::ControlGroup => "control group",
+            Self::Memory => "memory",
+            Self::Cpu => "cpu",
+            Self::Processes => "processes",
         }
     }
 
@@ -92,6 +109,14 @@ impl Layer {
             }
             Self::SystemCalls => "run a kernel with CONFIG_SECCOMP_FILTER",
             Self::Limits => "raise the hard limits of vmd's unit",
+            Self::ControlGroup => {
+                "let vmd have a control group of its own: `Delegate=` in its unit; without systemd, make one that \
+                 belongs to vmd's user, start vmd in a group beneath it, and name it with --cgroup"
+            }
+            Self::Memory | Self::Cpu | Self::Processes => {
+                "`Delegate=cpu memory pids` and `DelegateSubgroup=vmd` in vmd's unit, which systemd 254 and later \
+                 know; elsewhere start vmd in the group `vmd` of one that has these controllers"
+            }
         }
     }
 }
@@ -106,11 +131,14 @@ pub struct Finding {
     /// Why it does not; or what is to be known of one that does, mostly nothing.
     #[serde(default)]
     pub reason: String,
+    /// The host has nothing of the kind, so that nobody can ask for it.
+    #[serde(default)]
+    pub absent: bool,
 }
 
 impl Finding {
     fn of(layer: Layer, result: Result<(), String>) -> Self {
-        Self { layer, holds: result.is_ok(), reason: result.err().unwrap_or_default() }
+        Self { layer, holds: result.is_ok(), reason: result.err().unwrap_or_default(), absent: false }
     }
 }
 
@@ -121,6 +149,8 @@ pub struct Spec {
     pub layers: BTreeSet<Layer>,
     /// The ids of the layer `OwnUser`.
     pub ids: Option<Ids>,
+    /// Folder of the control group of the layer `ControlGroup`.
+    pub group: Option<PathBuf>,
     /// Keeps vmd's supplementary groups, since a device that QEMU opens belongs to one of them.
     pub keep_groups: bool,
     /// Files and folders of the host that QEMU reads.

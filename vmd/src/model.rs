@@ -1,10 +1,12 @@
 //! Machines as vmd thinks of them: checked, with defaults filled in. These types are also what the store holds.
 
+use crate::jail::groups::leaf::Leaf;
 use serde::{Deserialize, Serialize};
 use shared::{mac::Mac, name::Name, time::Timestamp};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
 };
 use uuid::Uuid;
 
@@ -290,12 +292,23 @@ pub struct Run {
     /// Which layers keep QEMU in; empty if a vmd started it that had none.
     #[serde(default)]
     pub containment: Vec<crate::jail::Finding>,
+    /// Folder of its control group; `None` if it has none.
+    #[serde(default)]
+    pub group: Option<PathBuf>,
     /// The image of each disk; empty if an earlier vmd recorded the run.
     #[serde(default)]
     pub images: Vec<Image>,
     /// The file that `qemu_binary` was; `None` if an earlier vmd recorded the run.
     #[serde(default)]
     pub qemu_file: Option<FileId>,
+}
+
+impl Run {
+    /// Its control group.
+    #[must_use]
+    pub fn leaf(&self) -> Option<Leaf> {
+        self.group.clone().map(Leaf::at)
+    }
 }
 
 /// A disk's image, however its path changes.
@@ -407,6 +420,7 @@ pub(crate) fn test_run() -> Run {
         addresses: vec![],
         warnings: vec![],
         containment: vec![],
+        group: None,
         images: vec![],
         qemu_file: None,
     }

@@ -5,8 +5,10 @@
 
 mod confine;
 mod display;
+mod group;
 mod images;
 mod nics;
+mod reunion;
 mod undo;
 
 use crate::{
@@ -20,13 +22,14 @@ use crate::{
         host::Host,
         launch::{self, FIRST_FD, Launch},
         process::{self, Exit, Process},
-        qmp::{self, Event, Qmp},
+        qmp::{Event, Qmp},
         reach::Reach,
         stderr::Stderr,
         tap,
     },
 };
 pub use nics::port_names;
+pub use reunion::{Reunion, attach_console, reconnect, take_over};
 use serde_json::Value;
 use shared::{
     access::Access,
@@ -49,7 +52,7 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use undo::Undo;
-pub use undo::{Failed, clean_up, remove_folder};
+pub use undo::{Failed, clean_up, end_unseen, kill, remove_folder};
 
 /// `sun_path` of <sys/un.h>, without the final zero.
 const MAX_SOCKET_PATH: usize = 107;
@@ -57,10 +60,6 @@ const MONITORS: [&str; 2] = ["qmp0", "qmp1"];
 const SERIAL: &str = "serial";
 /// From the release to the greeting: QEMU allocates memory and reads firmware and kernel in this time.
 const GREETING: Duration = Duration::from_secs(30);
-/// An adopted QEMU has long started.
-const ADOPTION: Duration = Duration::from_secs(3);
-/// How long the start of vmd waits for one QEMU; its driver has more patience.
-const PROMPT: Duration = Duration::from_secs(1);
 /// How long the answer of a dying QEMU may precede its death.
 const DYING: Duration = Duration::from_millis(500);
 const SERIAL_TRIES: usize = 50;
@@ -195,7 +194,7 @@ async fn steps<P: Ports>(
     let images = images::images(&record.spec.disks, &disks)
         .map_err(|e| Fault::internal("cannot look at an open disk").cause(&e))?;
     images::check(context, record, &images).await?;
-    let confined = confine::confine(context, record, choice.accelerator, &disks).await?;
+    let mut confined = confine::confine(context, record, choice.accelerator, &disks).await?;
     let ports = nics::make_ports(context, record, undo).await?;
     let taps = ports
         .iter()
@@ -211,6 +210,8 @@ async fn steps<P: Ports>(
     undo.stderr = Some(Stderr::start(&folder, &state).map_err(|e| folder_fault(&folder, &e))?);
     let stderr = Stderr::writer(&folder).map_err(|e| folder_fault(&folder, &e))?;
 
+    group::make(context, record, &mut confined, undo)?;
+
     let args = args::argv(&Plan {
         name: &record.name,
         uuid: record.uid,
@@ -225,6 +226,7 @@ async fn steps<P: Ports>(
     let fds = listeners.into_iter().chain(disks).chain(behind).chain(taps).collect();
     let binary = context.host.binary();
     let user = user_of(&confined.jail);
+    let group = confined.jail.group.clone();
     let launch = Launch {
         launcher: &context.launcher,
         binary,
@@ -264,6 +266,7 @@ async fn steps<P: Ports>(
         interfaces: ports.into_iter().map(|port| port.interface).collect(),
         warnings: choice.warning.into_iter().collect(),
         containment: confined.findings,
+        group,
         images,
         qemu_file,
     };
@@ -426,75 +429,6 @@ async fn serial_connected(qmp: &Qmp) -> Result<(), Fault> {
     }
     tracing::warn!("QEMU does not take the connection to its serial port; output may be lost");
     Ok(())
-}
-
-/// A running QEMU that answers again, and what it says of itself.
-#[derive(Debug)]
-pub struct Reunion {
-    /// The new connection.
-    pub monitor: Monitor,
-    /// The virtual CPUs stand still.
-    pub paused: bool,
-    /// Where VNC is served; empty if it is not.
-    pub vnc_address: String,
-}
-
-/// Connects to a QEMU that runs, by its first monitor, or by its second where somebody holds the first.
-///
-/// # Errors
-/// UNAVAILABLE if it answers on neither, or not to what it is then asked.
-pub async fn reconnect(record: &Record, folder: PathBuf) -> Result<Reunion, Fault> {
-    let monitor = match Qmp::connect(&folder.join(MONITORS[0]), ADOPTION).await {
-        Ok(monitor) => monitor,
-        Err(_) => Qmp::connect(&folder.join(MONITORS[1]), qmp::DEADLINE).await?,
-    };
-    let (paused, vnc_address) = settle(record, &folder, &monitor.0).await?;
-    Ok(Reunion { monitor, paused, vnc_address })
-}
-
-/// Takes over a process that was found to be the recorded one.
-pub async fn take_over<P: Ports>(context: &Context<P>, record: &Record, run: Run, process: Process) -> Live {
-    let folder = context.run_folder(&record.name);
-    let mut live = Live {
-        run,
-        process,
-        monitor: None,
-        pump: None,
-        stderr: Stderr::start(&folder, &context.state_folder(&record.name)).ok(),
-        vnc_address: String::new(),
-        paused: false,
-        adopted: true,
-    };
-    match tokio::time::timeout(PROMPT, reconnect(record, folder)).await {
-        Ok(Ok(Reunion { monitor, paused, vnc_address })) => {
-            (live.monitor, live.paused, live.vnc_address) = (Some(monitor), paused, vnc_address);
-        }
-        Ok(Err(fault)) => tracing::warn!(vm = %record.name, error = fault.chain(), "QEMU does not answer"),
-        Err(_) => tracing::warn!(vm = %record.name, "QEMU does not answer yet"),
-    }
-    live
-}
-
-/// Whether the guest stands still, and where its display is. A start that the earlier vmd left half-done is ended.
-async fn settle(record: &Record, folder: &Path, qmp: &Qmp) -> Result<(bool, String), Fault> {
-    let vnc = display::address(record, folder, qmp).await?;
-    let status = qmp.execute("query-status", Value::Null).await?;
-    if status["status"] == "prelaunch" {
-        qmp.execute("cont", Value::Null).await?;
-        return Ok((false, vnc));
-    }
-    Ok((status["running"] == false, vnc))
-}
-
-/// The console of an adopted guest.
-pub async fn attach_console(folder: &Path, console: Arc<Console>) -> Option<Pump> {
-    match Pump::start(&folder.join(SERIAL), console).await {
-        Ok(pump) => Some(pump),
-        Err(error) => {
-            tracing::warn!(folder = %folder.display(), %error, "the serial port cannot be reached");
-            None
-        }
-    }
 }
 
 #[cfg(test)]

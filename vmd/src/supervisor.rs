@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     console::Console,
     driver::{Handle, Initial, Verb},
-    jail::{Finding, host::Jail},
+    jail::{Finding, groups::Groups, host::Jail},
     model::{KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
     ports::{Ports, Releases},
     qemu::{files, host::Host},
@@ -102,7 +102,8 @@ impl<P: Ports> Supervisor<P> {
             store,
             ports,
             host: Host::new(&config.qemu, config.accel),
-            jail: Jail::new(own_program(launcher.clone()), run_dir.clone(), config.require_containment),
+            jail: Jail::new(own_program(launcher.clone()), run_dir.clone(), config.require_containment)
+                .with_groups(Groups::open(config.cgroup.as_deref())),
             launcher: own_program(launcher),
             run_dir,
             state_dir,
@@ -125,6 +126,7 @@ impl<P: Ports> Supervisor<P> {
         for result in join_all(adopting).await {
             result?;
         }
+        supervisor.end_strays(&broken).await;
         let looking = Arc::clone(&context);
         tokio::spawn(async move { looking.jail.findings().await });
         let releasing = Arc::clone(&context);

@@ -2,7 +2,7 @@
 //! daemon itself holds.
 
 use super::{Census, without};
-use crate::{host::TestHost, wait};
+use crate::{group::Group, host::TestHost, wait};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -71,6 +71,9 @@ impl Census {
         let mut chance = chance(&json(&parts["links"]), &parts["rules"]);
         chance.push((host.dir.path().display().to_string(), "DIR".to_owned()));
         parts.insert("processes".to_owned(), processes(host));
+        let groups = host.group.iter().flat_map(Group::tree);
+        let groups = groups.map(|(name, members)| format!("{name}: {members} processes"));
+        parts.insert("control groups".to_owned(), groups.collect::<Vec<_>>().join("\n"));
         for folder in ["netd-state", "netd-run"] {
             parts.insert(folder.to_owned(), folder_of(&host.dir.path().join(folder)));
         }

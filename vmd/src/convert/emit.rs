@@ -173,6 +173,10 @@ pub fn containment(findings: &[Finding]) -> Vec<wire::ContainmentLayer> {
             Layer::Landlock => wire::Containment::Landlock,
             Layer::SystemCalls => wire::Containment::SystemCalls,
             Layer::Limits => wire::Containment::Limits,
+            Layer::ControlGroup => wire::Containment::ControlGroup,
+            Layer::Memory => wire::Containment::Memory,
+            Layer::Cpu => wire::Containment::Cpu,
+            Layer::Processes => wire::Containment::Processes,
         }
         .into(),
         holds: finding.holds,

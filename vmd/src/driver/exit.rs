@@ -2,8 +2,9 @@
 
 use super::{Driver, Held, health::Health, show::STUCK};
 use crate::{
+    jail::groups::leaf::OutOfMemory,
     machine::{Event, Stage, State},
-    model::{KIND_EXIT, LastExit, Status},
+    model::{KIND_EXIT, LastExit, Run, Status},
     ports::Ports,
     qemu::{process::Exit, qmp},
     start,
@@ -22,6 +23,8 @@ struct Known<'a> {
     state: State,
     adopted: bool,
     stderr: &'a str,
+    /// The kernel's word for an end by want of memory.
+    memory: Option<OutOfMemory>,
 }
 
 impl<P: Ports> Driver<'_, P> {
@@ -45,6 +48,7 @@ impl<P: Ports> Driver<'_, P> {
             state: self.state,
             adopted: held.adopted,
             stderr: &stderr,
+            memory: self.run_record().and_then(Run::leaf).and_then(|leaf| leaf.out_of_memory()),
         });
         if let Some(fault) = self.launch_fault.take() {
             // It never ran: why not says more than how it was ended.
@@ -65,14 +69,14 @@ impl<P: Ports> Driver<'_, P> {
 
     pub(super) async fn clean_up(&mut self) {
         let ops = Op::put(KIND_EXIT, self.record.name.as_str(), &self.status.exit).into_iter().collect();
-        self.status.run = None;
+        let leaf = self.status.run.take().as_ref().and_then(Run::leaf);
         self.status.warnings.retain(|warning| !warning.starts_with(STUCK));
         self.status.vnc_address.clear();
         self.status.silence = None;
         self.status.adopted = false;
         let told = self.told.clone();
         let news = self.news(Status { state: self.state, ..self.status.clone() });
-        self.untold = start::clean_up(&self.context, &self.record, ops, news).await;
+        self.untold = start::clean_up(&self.context, &self.record, leaf, (ops, news)).await;
         if self.untold.is_none() {
             // Not recorded, it is told all the same, or known to be missing.
             self.told = told;
@@ -110,6 +114,9 @@ fn explain(known: &Known<'_>) -> LastExit {
         (Some("host-qmp-quit"), _) => wanted("QEMU was told to quit"),
         (Some(other), _) => wanted(&format!("shut down ({})", other.escape_debug())),
         (None, State::Stopping(_)) => wanted(&start::exit_words(known.exit)),
+        (None, _) if known.memory.is_some() => {
+            failure(known.memory.map(OutOfMemory::words).unwrap_or_default())
+        }
         (None, _) if known.exit == Exit::Unknown && known.adopted => {
             failure("exit code unknown: an earlier vmd had started QEMU".into())
         }
@@ -122,7 +129,7 @@ mod test {
     use super::*;
 
     fn known(exit: Exit, shutdown: Option<&'static str>, state: State) -> LastExit {
-        explain(&Known { exit, shutdown, state, adopted: false, stderr: "oh no" })
+        explain(&Known { exit, shutdown, state, adopted: false, stderr: "oh no", memory: None })
     }
 
     #[test]
@@ -142,6 +149,21 @@ mod test {
     }
 
     #[test]
+    fn an_end_for_want_of_memory_says_whose_limit_it_was() {
+        let end = |state, memory| {
+            let (exit, shutdown, stderr) = (Exit::Signal(9), None, "");
+            explain(&Known { exit, shutdown, state, adopted: false, stderr, memory })
+        };
+        let ended = end(State::Running, Some(OutOfMemory::Limit(7 << 20)));
+        assert_eq!(ended.reason, "out of memory, by its limit of 7 MiB");
+        assert_eq!(ended.error, ended.reason);
+        assert!(end(State::Paused, Some(OutOfMemory::Host)).error.contains("the host"));
+        // Somebody wanted that end.
+        let stopped = end(State::Stopping(Stage::Killed), Some(OutOfMemory::Host));
+        assert_eq!((stopped.reason.as_str(), stopped.error.as_str()), ("killed", ""));
+    }
+
+    #[test]
     fn the_end_of_an_adopted_process_is_not_made_up() {
         let end = explain(&Known {
             exit: Exit::Unknown,
@@ -149,6 +171,7 @@ mod test {
             state: State::Running,
             adopted: true,
             stderr: "",
+            memory: None,
         });
         assert!(end.reason.starts_with("exit code unknown"));
         assert_eq!(end.error, end.reason);

@@ -1,8 +1,10 @@
 //! Carries containment out, in a process that has one thread and will be QEMU.
 
-use super::{Finding, Layer, Spec, capabilities, ids::Ids, limits, reach, root, syscalls, user};
+use super::{
+    Finding, Layer, Spec, capabilities, groups::leaf, ids::Ids, limits, reach, root, syscalls, user,
+};
 use rustix::thread::UnshareFlags;
-use std::path::Path;
+use std::{fs, io::Write as _, path::Path};
 
 /// Contains this process as far as `spec` asks for it, and says of each layer asked for whether it holds. `place` is
 /// the folder that QEMU would run in without a root folder of its own.
@@ -11,6 +13,10 @@ pub fn confine(spec: &Spec, place: &Path) -> Vec<Finding> {
     let wants = |layer| spec.layers.contains(&layer);
     let outside = Ids { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let mut owner = outside;
+    if wants(Layer::ControlGroup) {
+        // First: the group is vmd's user's.
+        findings.push(Finding::of(Layer::ControlGroup, enter_group(spec)));
+    }
     if wants(Layer::UserNamespace) {
         let mut found = |layer, result| findings.push(Finding::of(layer, result));
         match enter_user_namespace(spec, outside) {
@@ -37,8 +43,8 @@ pub fn confine(spec: &Spec, place: &Path) -> Vec<Finding> {
     let mut found = |layer, apply: &dyn Fn() -> Result<String, String>| {
         if wants(layer) {
             findings.push(match apply() {
-                Ok(reason) => Finding { layer, holds: true, reason },
-                Err(reason) => Finding { layer, holds: false, reason },
+                Ok(reason) => Finding { reason, ..Finding::of(layer, Ok(())) },
+                Err(reason) => Finding::of(layer, Err(reason)),
             });
         }
     };
@@ -49,6 +55,14 @@ pub fn confine(spec: &Spec, place: &Path) -> Vec<Finding> {
     // Last, since it refuses what the others need.
     found(Layer::SystemCalls, &|| syscalls::refuse().map(nothing));
     findings
+}
+
+fn enter_group(spec: &Spec) -> Result<(), String> {
+    let group = spec.group.as_ref().ok_or("there is no group for it")?;
+    let entered = fs::OpenOptions::new().write(true).open(group.join(leaf::MEMBERS));
+    entered
+        .and_then(|mut members| members.write_all(b"0"))
+        .map_err(|e| format!("cannot enter `{}`: {e}", group.display()))
 }
 
 /// Whether it could be entered, and whether the machine's own ids are mapped in it.

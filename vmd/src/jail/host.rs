@@ -2,6 +2,7 @@
 
 use super::{
     Finding, HandedFile, Layer, Spec,
+    groups::{self, Groups},
     ids::{self, Ids, Pool},
     limits::Limits,
     programs::Programs,
@@ -43,6 +44,8 @@ pub struct Jail {
     ids: Result<Pool, String>,
     /// What QEMU reads.
     pub programs: Programs,
+    /// Machines' control groups.
+    pub groups: Groups,
     found: Mutex<Option<Arc<Vec<Finding>>>>,
 }
 
@@ -62,7 +65,21 @@ impl Jail {
     #[must_use]
     pub fn new(launcher: PathBuf, place: PathBuf, required: bool) -> Self {
         let ids = Pool::of_this_user();
-        Self { launcher, place, required, ids, programs: Programs::default(), found: Mutex::default() }
+        Self {
+            launcher,
+            place,
+            required,
+            ids,
+            programs: Programs::default(),
+            groups: Groups::default(),
+            found: Mutex::default(),
+        }
+    }
+
+    /// With machines' control groups.
+    #[must_use]
+    pub fn with_groups(self, groups: Groups) -> Self {
+        Self { groups, ..self }
     }
 
     /// The layers that this host allows, and why not the others.
@@ -72,7 +89,7 @@ impl Jail {
             return Arc::clone(found);
         }
         let new = Arc::new(self.probe().await);
-        for missing in new.iter().filter(|finding| !finding.holds) {
+        for missing in new.iter().filter(|finding| !finding.holds && !finding.absent) {
             tracing::warn!(
                 layer = missing.layer.name(),
                 reason = missing.reason,
@@ -89,14 +106,41 @@ impl Jail {
     }
 
     async fn probe(&self) -> Vec<Finding> {
+        let group = self.groups.probe().filter(|group| group.make(&[]).is_ok());
+        let mut findings = self.try_all(group.as_ref().map(|group| group.folder().to_owned())).await;
+        if let Some(group) = group
+            && let Err(fault) = group.end().await
+        {
+            tracing::warn!(error = fault.chain(), "the group of the probe stays");
+        }
+        self.judge_groups(&mut findings);
+        findings.sort_by_key(|finding| finding.layer);
+        findings
+    }
+
+    /// What the groups are good for once a process was seen to enter one.
+    fn judge_groups(&self, findings: &mut Vec<Finding>) {
+        let tried = findings.iter().find(|finding| finding.layer == Layer::ControlGroup).cloned();
+        let known = self.groups.findings();
+        findings.retain(|finding| known.iter().all(|known| known.layer != finding.layer));
+        let entered = tried.as_ref().is_some_and(|tried| tried.holds);
+        findings.extend(known.iter().map(|known| match (known.layer, &tried) {
+            (Layer::ControlGroup, Some(tried)) if known.holds => tried.clone(),
+            (layer, _) if known.holds && !entered => Finding::of(layer, Err(groups::NEEDED.into())),
+            _ => known.clone(),
+        }));
+    }
+
+    async fn try_all(&self, group: Option<PathBuf>) -> Vec<Finding> {
         let spec = Spec {
             layers: Layer::ALL.into(),
+            group,
             ids: self.ids.as_ref().ok().map(Pool::last),
             limits: Limits { descriptors: Some(DESCRIPTORS), threads: Some(THREADS), file_size: None },
             ..Spec::default()
         };
         let failed = |why: &str| {
-            let finding = |layer| Finding { layer, holds: false, reason: format!("the probe failed: {why}") };
+            let finding = |layer| Finding::of(layer, Err(format!("the probe failed: {why}")));
             Layer::ALL.into_iter().map(finding).collect::<Vec<_>>()
         };
         let Ok(words) = serde_json::to_string(&spec) else { return failed("no JSON") };
@@ -119,7 +163,6 @@ impl Jail {
                 finding.reason.clone_from(reason);
             }
         }
-        findings.sort_by_key(|finding| finding.layer);
         findings
     }
 
@@ -144,7 +187,8 @@ impl Jail {
             }
         }
         if self.required {
-            let missing: Vec<_> = findings.iter().filter(|finding| !finding.holds).collect();
+            let missing: Vec<_> =
+                findings.iter().filter(|finding| !finding.holds && !finding.absent).collect();
             if !missing.is_empty() {
                 return Err(refused(&missing));
             }
@@ -158,7 +202,7 @@ impl Jail {
         }
         spec.limits = Limits {
             descriptors: Some(DESCRIPTORS),
-            threads: Some(THREADS + u64::from(wanted.vcpus)),
+            threads: Some(threads(wanted.vcpus)),
             file_size: wanted.file_size,
         };
         Ok((spec, findings))
@@ -204,6 +248,12 @@ fn refused(missing: &[&Finding]) -> Fault {
     let mut hints: Vec<&str> = missing.iter().map(|finding| finding.layer.hint()).collect();
     hints.dedup();
     hints.into_iter().fold(fault, Fault::hint)
+}
+
+/// Threads that QEMU may have in all.
+#[must_use]
+pub fn threads(vcpus: u32) -> u64 {
+    THREADS + u64::from(vcpus)
 }
 
 enum Access {

@@ -17,6 +17,7 @@ pub(super) struct Confined {
     pub jail: Spec,
     /// The open files of `jail`.
     pub files: Vec<OwnedFd>,
+    pub accelerator: Accelerator,
     /// What holds once it is up.
     pub findings: Vec<Finding>,
     /// The machine's spec with the names that kernel and initramfs have for QEMU.
@@ -41,7 +42,7 @@ pub(super) async fn confine<P>(
     jail.libraries.clone_from(&program.libraries);
     let mut spec = record.spec.clone();
     let Some(boot) = spec.kernel_boot.as_mut() else {
-        return Ok(Confined { jail, files: Vec::new(), findings, spec });
+        return Ok(Confined { jail, files: Vec::new(), accelerator, findings, spec });
     };
     let paths = std::iter::once(&mut boot.kernel).chain(&mut boot.initrd);
     let reach = context.reach(record.confined, record.owner);
@@ -71,5 +72,5 @@ pub(super) async fn confine<P>(
         }
         files.push(OwnedFd::from(file));
     }
-    Ok(Confined { jail, files, findings, spec })
+    Ok(Confined { jail, files, accelerator, findings, spec })
 }

@@ -2,7 +2,8 @@
 
 use super::Context;
 use crate::{
-    model::{KIND_RUN, Record, Run},
+    jail::groups::leaf::Leaf,
+    model::{KIND_RUN, LastExit, Record, Run},
     ports::Ports,
     qemu::{files::printable_path, process::Process, stderr::Stderr},
 };
@@ -33,6 +34,7 @@ pub(super) struct Undo {
     pub folder: bool,
     pub stderr: Option<Stderr>,
     pub process: Option<Process>,
+    pub group: Option<Leaf>,
     /// On disk, or about to be.
     pub run: Option<Run>,
 }
@@ -43,7 +45,7 @@ impl Undo {
         let mut trouble = Vec::new();
         let mut stuck = false;
         if let Some(process) = &self.process {
-            let killed = steps::effect(|| "kill QEMU".to_owned(), || process.kill());
+            let killed = steps::effect(|| "kill QEMU".to_owned(), || kill(process, self.group.as_ref()));
             if let Err(error) = killed {
                 trouble.push(error.chain());
             }
@@ -66,6 +68,7 @@ impl Undo {
             let left = Some((process, run.clone()));
             return Failed { fault: hinted(fault, record, trouble).context(context_words), left };
         }
+        let empty = end_group(self.group.as_ref()).await.map_err(|fault| trouble.push(fault.chain())).is_ok();
         if self.run.is_some()
             && let Err(error) = context.store.commit(vec![Op::delete(KIND_RUN, record.name.as_str())]).await
         {
@@ -74,7 +77,9 @@ impl Undo {
         if fault.reason() == "CONTAINMENT" {
             context.jail.forget().await;
         }
-        context.jail.give_back(&record.name);
+        if empty {
+            context.jail.give_back(&record.name);
+        }
         if self.folder {
             remove_folder(&context.run_folder(&record.name));
         }
@@ -127,13 +132,44 @@ pub fn remove_folder(folder: &Path) {
     }
 }
 
+/// Kills QEMU, and whatever else is in its group.
+///
+/// # Errors
+/// INTERNAL if the kernel refuses.
+pub fn kill(process: &Process, group: Option<&Leaf>) -> Result<(), Fault> {
+    process.kill()?;
+    group.map_or(Ok(()), Leaf::kill)
+}
+
+/// Ends what is left in a machine's group, and removes it.
+async fn end_group(group: Option<&Leaf>) -> Result<(), Fault> {
+    let Some(group) = group else { return Ok(()) };
+    steps::step(|| "end the group".to_owned(), || group.end()).await
+}
+
+/// What is known of a run that ended while there was no vmd.
+#[must_use]
+pub fn end_unseen(group: Option<&Leaf>, reason: String) -> LastExit {
+    match group.and_then(Leaf::out_of_memory) {
+        Some(memory) => {
+            let reason = format!("{}, while vmd was not running", memory.words());
+            LastExit { error: reason.clone(), reason }
+        }
+        None => LastExit { reason, error: String::new() },
+    }
+}
+
 /// Puts away what a run left when its process is gone, and records what is to be told of it; `None` if that failed.
 pub async fn clean_up<P: Ports>(
     context: &Context<P>,
     record: &Record,
-    ops: Vec<Op>,
-    news: Vec<News>,
+    group: Option<Leaf>,
+    (ops, news): (Vec<Op>, Vec<News>),
 ) -> Option<Pending> {
+    // First: what goes on in there has the run's user, ports and disks.
+    let empty = end_group(group.as_ref()).await.inspect_err(|fault| {
+        tracing::error!(vm = %record.name, error = fault.chain(), "a machine's group stays");
+    });
     let ops = std::iter::once(Op::delete(KIND_RUN, record.name.as_str())).chain(ops).collect();
     let told = context.store.commit_telling(ops, news).await;
     let told = told
@@ -142,7 +178,9 @@ pub async fn clean_up<P: Ports>(
             tracing::error!(vm = %record.name, error = fault.chain(), "cannot record the end of a run");
         })
         .ok();
-    context.jail.give_back(&record.name);
+    if empty.is_ok() {
+        context.jail.give_back(&record.name);
+    }
     remove_folder(&context.run_folder(&record.name));
     context.releases.release(&super::port_names(record)).await;
     told

@@ -9,7 +9,7 @@ use crate::{
     ports::Ports,
     start,
 };
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, future::join_all};
 use shared::{
     events::{EventKind, News},
     fault::Fault,
@@ -67,7 +67,10 @@ impl<P: Ports> Supervisor<P> {
         let run = store.load::<Run>(KIND_RUN).await?.records.into_iter().find(|(id, _)| id == name);
         let exit = store.load::<LastExit>(KIND_EXIT).await?.records.into_iter().find(|(id, _)| id == name);
         if run.is_none() {
-            // A start that got as far as its ports.
+            // A start that got as far as its ports, or as its group.
+            if let Some(leaf) = self.0.context.jail.groups.leaf(&record.name) {
+                leaf.end().await?;
+            }
             self.0.context.releases.release(&start::port_names(record)).await;
         }
         let exit = exit.map(|(_, exit)| exit).unwrap_or_default();
@@ -84,7 +87,7 @@ impl<P: Ports> Supervisor<P> {
         let context = &self.0.context;
         Ok(match run {
             None => Initial::AtRest(exit),
-            Some(run) => match adopt::find(context, record, run).await? {
+            Some(run) => match adopt::find(context, record, run.clone()).await? {
                 Found::Alive(mut live) => {
                     context.jail.keep(&record.name, live.run.uid);
                     let folder = context.run_folder(&record.name);
@@ -93,11 +96,12 @@ impl<P: Ports> Supervisor<P> {
                     Initial::Alive(live)
                 }
                 Found::Gone(reason) => {
-                    tracing::warn!(vm = %record.name, reason, "its run is over");
-                    let exit = LastExit { reason, error: String::new() };
+                    let leaf = run.leaf();
+                    let exit = start::end_unseen(leaf.as_ref(), reason);
+                    tracing::warn!(vm = %record.name, reason = exit.reason, "its run is over");
                     let op = Op::put(KIND_EXIT, record.name.as_str(), &exit)?;
                     let news = News::of(EventKind::Exited, record.resource(), exit.reason.clone());
-                    let told = start::clean_up(context, record, vec![op], vec![news.clone()]).await;
+                    let told = start::clean_up(context, record, leaf, (vec![op], vec![news.clone()])).await;
                     if told.is_none() {
                         context.store.tell(Vec::new(), vec![news]);
                     }
@@ -105,6 +109,24 @@ impl<P: Ports> Supervisor<P> {
                 }
             },
         })
+    }
+
+    /// Ends what is in groups of machines that do not run, where the end of vmd came between.
+    pub(super) async fn end_strays(&self, broken: &[Broken]) {
+        let context = &self.0.context;
+        // As of `forget_strangers`: it may be somebody's guest.
+        if context.store.is_new() {
+            return;
+        }
+        let vms: Vec<_> = self.vms().values().map(|handle| handle.watch.borrow().clone()).collect();
+        let running = vms.iter().filter(|vm| vm.status.run.is_some()).map(|vm| vm.record.name.as_str());
+        let known: BTreeSet<&str> = running.chain(broken.iter().map(|broken| broken.id.as_str())).collect();
+        let strays = context.jail.groups.strays(&known);
+        let ended = strays.iter().map(|leaf| async move {
+            let ended = leaf.end().await.map_err(|fault| fault.chain());
+            tracing::info!(group = %leaf.folder().display(), ?ended, "of a machine that does not run");
+        });
+        join_all(ended).await;
     }
 
     /// Removes folders of machines that were deleted, and run folders of those that do not run, where the end of vmd
