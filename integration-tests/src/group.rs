@@ -115,8 +115,8 @@ impl Drop for Group {
 fn mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").ok()?;
     let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let found = fields.filter(|fields| fields.get(2) == Some(&"cgroup2"));
-    found.last().and_then(|fields| Some(PathBuf::from(fields.get(1)?)))
+    let mut found = fields.filter(|fields| fields.get(2) == Some(&"cgroup2"));
+    found.next_back().and_then(|fields| Some(PathBuf::from(fields.get(1)?)))
 }
 
 /// All folders beneath, each before those in it.

@@ -311,7 +311,10 @@ fn a_qemu_that_is_told_to_open_files_and_programs_of_the_host_does_not() {
     let mut host = TestHost::with_vmd();
     host.ok("network create n --mode isolated");
     let kernel = host.path("vmlinuz");
-    // Only vmd's user may read it: QEMU, another user, still boots it.
+    // Only vmd's user may read it: QEMU, another user, still boots it. A copy: the file has other names.
+    let copy = host.path("vmlinuz.copy");
+    fs::copy(&kernel, &copy).expect("copy");
+    fs::rename(&copy, &kernel).expect("rename");
     fs::set_permissions(&kernel, fs::Permissions::from_mode(0o600)).expect("mode");
     std::os::unix::fs::chown(&kernel, Some(VMD_UID), None).expect("owner");
     fs::write(host.path("disk.img"), [0; 4096]).expect("disk");
