@@ -2,15 +2,17 @@
 
 mod address;
 mod forward;
+mod mac;
 mod service;
 
-pub use address::{Addresses, LINK_LOCAL, addresses, check_names, eui64};
+pub use address::{Addresses, Asker, LINK_LOCAL, addresses, check_names, eui64};
 pub use forward::{check_forward, check_listen, forward_name, is_unfit};
+pub use mac::{MacAsker, check_bridge, port_mac};
 pub use service::cell;
 
 use crate::{
     kernel::{Link, LinkKind, Observed},
-    model::{IfName, Mode, Network, NetworkSpec, Port, Takeover},
+    model::{IfName, Mode, Network, NetworkSpec, Takeover},
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use shared::{
@@ -110,60 +112,6 @@ pub fn bridge_name(network: &Name, observed: &Observed) -> Result<IfName, Fault>
 /// RESOURCE_EXHAUSTED if none of 65 candidates is free.
 pub fn tap_name(network: &Name, port: &Name, taken: impl Fn(&IfName) -> bool) -> Result<IfName, Fault> {
     interface_name("kvp", port, &format!("{network}/{port}"), taken)
-}
-
-/// MAC of a port: as asked, or made from its name.
-///
-/// # Errors
-/// ALREADY_EXISTS if another port of the network has the asked one, or the host itself has it on that network.
-pub fn port_mac<'a>(
-    resource: &str,
-    asked: Option<Mac>,
-    network: &Network,
-    others: impl Iterator<Item = &'a Port> + Clone,
-) -> Result<Mac, Fault> {
-    let hosts =
-        |mac: Mac| mac == network.bridge_mac || network.cell.as_ref().is_some_and(|cell| cell.mac == mac);
-    if let Some(mac) = asked {
-        if hosts(mac) {
-            return Err(mac_of_host(mac, network));
-        }
-        return match others.clone().find(|other| other.mac == mac) {
-            Some(other) => Err(Fault::new(
-                Kind::AlreadyExists,
-                "MAC_TAKEN",
-                format!("MAC {mac} belongs to `{}`", other.resource()),
-            )
-            .meta("port", other.resource())
-            .hint("leave the MAC out to get a unique one")),
-            None => Ok(mac),
-        };
-    }
-    (0..u32::MAX)
-        .map(|salt| Mac::derived(resource, salt))
-        .find(|mac| !hosts(*mac) && !others.clone().any(|other| other.mac == *mac))
-        .ok_or_else(|| Fault::new(Kind::ResourceExhausted, "NO_MAC", "no MAC is free"))
-}
-
-/// Refuses the MAC that the network's bridge really has: one that was there before netd keeps its own.
-///
-/// # Errors
-/// ALREADY_EXISTS if it is the port's.
-pub fn check_bridge(mac: Mac, network: &Network, observed: &Observed) -> Result<(), Fault> {
-    match observed.links.get(&network.bridge) {
-        Some(bridge) if bridge.mac == Some(mac) => Err(mac_of_host(mac, network)),
-        _ => Ok(()),
-    }
-}
-
-fn mac_of_host(mac: Mac, network: &Network) -> Fault {
-    Fault::new(
-        Kind::AlreadyExists,
-        "MAC_TAKEN",
-        format!("MAC {mac} belongs to this host on network `{}`", network.name),
-    )
-    .meta("link", &network.bridge)
-    .hint("leave the MAC out to get a unique one")
 }
 
 /// The subnet of a nat or routed network: as asked, or the first free private /24 from 192.168.100.0 on.

@@ -2,12 +2,14 @@
 
 mod forward;
 mod group;
+mod owner;
 mod port;
 mod service;
 
 pub use forward::{Forward, ForwardKey, ForwardSpec, Forwarding, Protocol, Target, forward_resource};
 pub use group::{Allowance, Direction, Group, GroupSpec, IpProtocol, Remote, Rule};
-pub use port::{Port, PortKey, PortSpec, Rate, Reservation, port_resource};
+pub use owner::{Owner, Reservation, ReservationKey, reservation_id};
+pub use port::{Port, PortKey, PortSpec, Rate, port_resource};
 pub use service::{Cell, Domain, Services, ServicesSpec, Upstreams};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};

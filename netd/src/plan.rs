@@ -21,7 +21,7 @@ use crate::{
     },
     model::{
         Address, Forward, ForwardKey, Group, IfName, LINK_GROUP, Mode, Network, Port, PortKey, Reservation,
-        Route, SavedSysctl,
+        ReservationKey, Route, SavedSysctl,
     },
 };
 use ipnet::IpNet;
@@ -49,7 +49,7 @@ pub struct Desired {
     /// Groups by name.
     pub groups: BTreeMap<Name, Group>,
     /// Addresses set aside for ports that are gone.
-    pub reservations: BTreeMap<PortKey, Reservation>,
+    pub reservations: BTreeMap<ReservationKey, Reservation>,
     /// Host-wide sysctls that were changed.
     pub saved: BTreeMap<String, SavedSysctl>,
     /// Members of the sets that belong to records which cannot be read.

@@ -23,8 +23,8 @@ mod test;
 use crate::{
     kernel::{Action, Elements, Kernel, Observed, Scope, Traffic},
     model::{
-        Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
-        port_resource,
+        Forward, Group, IfName, Network, Port, PortKey, Reservation, ReservationKey, SavedSysctl, State,
+        forward_resource, reservation_id,
     },
     plan::Desired,
     services::{Services, Status},
@@ -148,8 +148,7 @@ impl<K: Kernel> Reconciler<K> {
         let forwards = load(&store, FORWARD, Forward::resource).await?;
         let groups = load(&store, GROUP, |group: &Group| group.name.to_string()).await?;
         let sysctls = store.load::<SavedSysctl>(SYSCTL).await?;
-        let of_port = |of: &Reservation| port_resource(&of.network, &of.name);
-        let reservations = load(&store, RESERVATION, of_port).await?;
+        let reservations = load(&store, RESERVATION, |of: &Reservation| reservation_id(&of.key())).await?;
         let flows = store.load::<Ending>(FLOWS).await?;
         store.expend(&[RESERVATION, FLOWS]);
         let desired = Desired {
@@ -349,13 +348,22 @@ impl<K: Kernel> Reconciler<K> {
         Ok(())
     }
 
+    /// Records a port, and with whose it was the forwards that have led to it so far.
     async fn put_port(&self, port: &Port) -> Result<(), Fault> {
-        let news = {
+        let (news, bound) = {
             let records = self.read();
-            events::recorded(records.desired.ports.get(&port.key()), port)
+            let before = records.desired.ports.get(&port.key());
+            let bound = before.map(|before| bound_to(&records.desired, before)).unwrap_or_default();
+            (events::recorded(before, port), bound)
         };
-        let _told = self.0.store.commit_telling(vec![Op::put(PORT, port.resource(), port)?], news).await?;
-        self.write().desired.ports.insert(port.key(), port.clone());
+        let mut ops = vec![Op::put(PORT, port.resource(), port)?];
+        for forward in &bound {
+            ops.push(Op::put(FORWARD, forward.resource(), forward)?);
+        }
+        let _told = self.0.store.commit_telling(ops, news).await?;
+        let mut records = self.write();
+        records.desired.ports.insert(port.key(), port.clone());
+        records.desired.forwards.extend(bound.into_iter().map(|forward| (forward.key(), forward)));
         Ok(())
     }
 
@@ -373,10 +381,10 @@ impl<K: Kernel> Reconciler<K> {
             .map(|name| Op::delete(NETWORK, name.to_string()))
             .chain(ports.iter().map(|key| Op::delete(PORT, port_name(key))))
             .chain(forwards.iter().map(|key| Op::delete(FORWARD, forward_resource(&key.0, &key.1))))
-            .chain(freed.iter().map(|key| Op::delete(RESERVATION, port_name(key))))
+            .chain(freed.iter().map(|key| Op::delete(RESERVATION, reservation_id(key))))
             .collect();
         for reservation in &kept {
-            ops.push(Op::put(RESERVATION, port_name(&reservation.key()), reservation)?);
+            ops.push(Op::put(RESERVATION, reservation_id(&reservation.key()), reservation)?);
         }
         if ops.is_empty() {
             return Ok(());
@@ -408,7 +416,11 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Which addresses are set aside when these objects go, and whose are no longer.
-    fn reservations_after(&self, networks: &[Name], ports: &[PortKey]) -> (Vec<Reservation>, Vec<PortKey>) {
+    fn reservations_after(
+        &self,
+        networks: &[Name],
+        ports: &[PortKey],
+    ) -> (Vec<Reservation>, Vec<ReservationKey>) {
         let records = self.read();
         let desired = &records.desired;
         let newest = desired.reservations.values().map(|r| r.order).max().unwrap_or(0);
@@ -416,13 +428,15 @@ impl<K: Kernel> Reconciler<K> {
             .iter()
             .filter(|key| !networks.contains(&key.0))
             .filter_map(|key| desired.ports.get(key))
-            .filter(|port| port.ipv4.is_some() || port.ipv6.is_some())
             .zip(newest + 1..)
             .map(|(port, order)| Reservation {
                 network: port.network.clone(),
                 name: port.name.clone(),
+                owner: Some(port.owner()),
+                mac: Some(port.mac),
                 ipv4: port.ipv4,
                 ipv6: port.ipv6,
+                extra: port.spec.extra.clone(),
                 hostname: port.spec.hostname.clone(),
                 order,
             })
@@ -430,6 +444,20 @@ impl<K: Kernel> Reconciler<K> {
         let freed = desired.reservations.keys().filter(|key| networks.contains(&key.0)).cloned().collect();
         (kept, freed)
     }
+}
+
+/// Forwards that lead to a port, and are to remember whose it was.
+fn bound_to(desired: &Desired, port: &Port) -> Vec<Forward> {
+    if port.deleting {
+        return Vec::new();
+    }
+    let forwards = desired.forwards_of(&port.network);
+    forwards
+        .filter_map(|forward| {
+            let of = Some(forward.learns_of(port)?);
+            Some(Forward { of, ..forward.clone() })
+        })
+        .collect()
 }
 
 /// Reads the records of a kind. One that is of another object than its id says is as one that cannot be read: else two

@@ -18,6 +18,8 @@ use std::future::Future;
 pub struct PortRequest {
     /// The machine it is for.
     pub vm: Name,
+    /// Whose machine that is: nobody else's port gets what this one leaves behind.
+    pub tenant: u32,
     /// Network and name as netd's resource name.
     pub resource: String,
     /// The guest's MAC.

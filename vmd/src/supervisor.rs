@@ -203,7 +203,7 @@ impl<P: Ports> Supervisor<P> {
         }
         quota::check(self.vms().values(), &new)?;
         let NewVm { name, labels, spec, owner } = new;
-        let macs = self.macs(&name, &spec)?;
+        let macs = self.macs(&name, owner.uid, &spec)?;
         let now = Timestamp::now();
         let record = Record {
             name,
@@ -298,12 +298,12 @@ impl<P: Ports> Supervisor<P> {
     }
 
     /// An address for each NIC that no other machine has.
-    fn macs(&self, name: &Name, spec: &Spec) -> Result<Vec<Mac>, Fault> {
+    fn macs(&self, name: &Name, owner: u32, spec: &Spec) -> Result<Vec<Mac>, Fault> {
         let mut taken = BTreeMap::new();
         for (other, handle) in self.vms().iter() {
             taken.extend(handle.watch.borrow().record.macs.iter().map(|mac| (*mac, other.clone())));
         }
-        choose_macs(name, spec, &taken)
+        choose_macs((name, owner), spec, &taken)
     }
 
     /// Deletes a machine that does not run.
@@ -384,7 +384,12 @@ pub fn not_found(name: &Name) -> Fault {
         .hint("`kvmctl vm list` shows those that are there")
 }
 
-fn choose_macs(name: &Name, spec: &Spec, taken: &BTreeMap<Mac, Name>) -> Result<Vec<Mac>, Fault> {
+/// Made of the owner too: what is set aside for another's machine of that name is not to be had.
+fn choose_macs(
+    (name, owner): (&Name, u32),
+    spec: &Spec,
+    taken: &BTreeMap<Mac, Name>,
+) -> Result<Vec<Mac>, Fault> {
     let mut own: BTreeSet<Mac> = spec.nics.iter().filter_map(|nic| nic.mac).collect();
     let mut macs = Vec::new();
     for (index, nic) in spec.nics.iter().enumerate() {
@@ -403,7 +408,7 @@ fn choose_macs(name: &Name, spec: &Spec, taken: &BTreeMap<Mac, Name>) -> Result<
                 mac
             }
             None => (0..)
-                .map(|salt| Mac::derived(&format!("vms/{name}/nics/{index}"), salt))
+                .map(|salt| Mac::derived(&format!("uids/{owner}/vms/{name}/nics/{index}"), salt))
                 .find(|mac| !taken.contains_key(mac) && !own.contains(mac))
                 .ok_or_else(|| Fault::internal("no MAC is free"))?,
         };

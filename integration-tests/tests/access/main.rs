@@ -1,6 +1,7 @@
 //! Who may do what, asked by users without any privilege over the daemons' real sockets.
 
 mod escalation;
+mod inheritance;
 mod matrix;
 mod ownership;
 mod policy;
@@ -77,6 +78,8 @@ fn host_with(netd_arguments: &[&str]) -> TestHost {
     host.add_vmd();
     open(&host, "netd.sock");
     open(&host, "vmd-run/vmd.sock");
+    // It sets the mode of its folder after it has the socket, and before it answers.
+    host.ok("vm list");
     fs::set_permissions(host.path("vmd-run"), fs::Permissions::from_mode(0o711)).expect("mode");
     host
 }

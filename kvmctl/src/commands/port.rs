@@ -110,6 +110,7 @@ fn spec(create: &CreatePort) -> Result<wire::PortSpec, Fault> {
         rate_in: create.rate_in.and_then(rate),
         rate_out: create.rate_out.and_then(rate),
         groups: create.groups.iter().map(resource::group).collect(),
+        tenant: String::new(),
     })
 }
 

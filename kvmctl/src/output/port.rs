@@ -59,6 +59,8 @@ pub struct PortSpec {
     pub rate_out: Option<Rate>,
     /// Bare names of the groups it is in.
     pub groups: Vec<String>,
+    /// Whom the owner made it for. Null: for itself.
+    pub tenant: Option<String>,
 }
 
 /// A limit of bandwidth.
@@ -156,6 +158,7 @@ impl From<wire::Port> for Port {
                 rate_in: spec.rate_in.map(Rate::from),
                 rate_out: spec.rate_out.map(Rate::from),
                 groups: spec.groups.iter().map(|name| last_part(name)).collect(),
+                tenant: set(spec.tenant),
             },
             status: PortStatus {
                 observed_generation: status.observed_generation,
@@ -216,6 +219,7 @@ impl Object for Port {
             .maybe("Groups", (!self.spec.groups.is_empty()).then(|| self.spec.groups.join(", ")))
             .line("Attached", yes_no(status.attached))
             .line("Owner", format!("uid {}", status.owner_uid))
+            .maybe("For", self.spec.tenant.as_deref())
             .line("UID", &self.uid)
             .maybe("Created", self.create_time.as_deref())
             .items(

@@ -1,6 +1,6 @@
 //! Addresses of ports. Pure.
 
-use crate::model::{Network, Port, PortKey, PortSpec, Reservation};
+use crate::model::{Network, Owner, Port, PortSpec, Reservation, ReservationKey};
 use ipnet::{IpNet, Ipv6Net};
 use shared::{
     fault::{Fault, Kind},
@@ -8,7 +8,7 @@ use shared::{
     name::Name,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -29,12 +29,49 @@ pub struct Addresses {
     /// As `ipv4`.
     pub ipv6: Option<Ipv6Addr>,
     /// Reservations that these addresses use up.
-    pub given_up: Vec<PortKey>,
+    pub given_up: Vec<ReservationKey>,
+}
+
+/// The port that is to get addresses.
+#[derive(Clone, Debug)]
+pub struct Asker<'a> {
+    /// Its name.
+    pub name: &'a Name,
+    /// Its MAC.
+    pub mac: Mac,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Whether it may have by name what is set aside for others.
+    pub by_admin: bool,
+    /// What it has already.
+    pub has: BTreeSet<IpAddr>,
+}
+
+impl Asker<'_> {
+    /// Whether something is set aside for this very port.
+    #[must_use]
+    pub fn had(&self, reservation: &Reservation) -> bool {
+        let owned = match &reservation.owner {
+            Some(owner) => owner.is(&self.owner),
+            None => self.by_admin,
+        };
+        owned && reservation.name == *self.name
+    }
+
+    /// Who else's reservations are given up first: one's own, those of the same user, then all.
+    fn distance(&self, reservation: &Reservation) -> u8 {
+        match &reservation.owner {
+            Some(owner) if owner.is(&self.owner) => 0,
+            Some(owner) if owner.uid == self.owner.uid => 1,
+            _ => 2,
+        }
+    }
 }
 
 /// What the network's addresses are used for. `Ports` and `Reservations` are those of the network.
 struct Uses<'a> {
     network: &'a Network,
+    asker: &'a Asker<'a>,
     ports: BTreeMap<IpAddr, &'a Port>,
     reserved: BTreeMap<IpAddr, &'a Reservation>,
 }
@@ -42,17 +79,13 @@ struct Uses<'a> {
 impl<'a> Uses<'a> {
     fn new(
         network: &'a Network,
+        asker: &'a Asker<'a>,
         others: impl Iterator<Item = &'a Port>,
         reservations: impl Iterator<Item = &'a Reservation>,
     ) -> Self {
         let ports = others.flat_map(|port| port.addresses().map(move |address| (address, port))).collect();
-        let reserved = reservations
-            .flat_map(|r| {
-                let both = r.ipv4.map(IpAddr::V4).into_iter().chain(r.ipv6.map(IpAddr::V6));
-                both.map(move |address| (address, r))
-            })
-            .collect();
-        Self { network, ports, reserved }
+        let reserved = reservations.flat_map(|r| r.addresses().map(move |address| (address, r))).collect();
+        Self { network, asker, ports, reserved }
     }
 
     fn subnet(&self, address: IpAddr) -> Option<IpNet> {
@@ -62,8 +95,34 @@ impl<'a> Uses<'a> {
         }
     }
 
-    /// Whether a guest with this MAC may have an address that a client asks for.
-    fn check(&self, address: IpAddr, mac: Mac) -> Result<(), Fault> {
+    /// Whether the port may have an address that its client asks for. What is set aside for somebody else it gets only
+    /// if its subnet has nothing else left, and that is the next to be given up.
+    fn check(&self, address: IpAddr) -> Result<(), Fault> {
+        self.check_use(address)?;
+        let asker = self.asker;
+        let kept = self.reserved.get(&address).filter(|r| r.is_kept_from(&asker.owner));
+        let Some(kept) = kept.filter(|_| !asker.by_admin && !asker.has.contains(&address)) else {
+            return Ok(());
+        };
+        let next = match self.subnet(address) {
+            Some(IpNet::V4(net)) => self.free(net.hosts().map(IpAddr::V4), net.into()).ok(),
+            Some(IpNet::V6(net)) => self.free(net.hosts().skip(1).map(IpAddr::V6), net.into()).ok(),
+            None => None,
+        };
+        if next == Some(address) {
+            return Ok(());
+        }
+        Err(Fault::new(
+            Kind::AlreadyExists,
+            "ADDRESS_TAKEN",
+            format!("{address} is set aside for a port that another user had, `{}`", kept.name),
+        )
+        .meta("address", address)
+        .hint("choose another one, or leave it out to get a free one; an admin may name it all the same"))
+    }
+
+    /// Whether a guest with the port's MAC may have an address that no other port has.
+    fn check_use(&self, address: IpAddr) -> Result<(), Fault> {
         let refuse = |reason: &str, why: String| {
             Err(Fault::new(Kind::InvalidArgument, reason, format!("{address} cannot be the guest's: {why}"))
                 .meta("address", address)
@@ -89,7 +148,7 @@ impl<'a> Uses<'a> {
                 return refuse("INVALID_ADDRESS", format!("it stands for the subnet {}", net.trunc()));
             }
         }
-        if let (IpAddr::V6(v6), Some(own)) = (address, self.network.formed_by(mac))
+        if let (IpAddr::V6(v6), Some(own)) = (address, self.network.formed_by(self.asker.mac))
             && u128::from(v6) & EUI64_MASK == u128::from(own) & EUI64_MASK
             && v6 != own
         {
@@ -108,47 +167,44 @@ impl<'a> Uses<'a> {
     }
 
     /// An address that the port had before and may have again.
-    fn again(&self, before: Option<IpAddr>, mac: Mac) -> Option<IpAddr> {
-        before.filter(|address| self.check(*address, mac).is_ok())
+    fn again(&self, before: Option<IpAddr>) -> Option<IpAddr> {
+        before.filter(|address| self.check_use(*address).is_ok())
     }
 
-    fn ipv4(
-        &self,
-        asked: Option<Ipv4Addr>,
-        own: Option<&Reservation>,
-        mac: Mac,
-    ) -> Result<Option<Ipv4Addr>, Fault> {
+    /// Whether an address is nobody's, and set aside for nobody else.
+    fn is_unused(&self, address: IpAddr) -> bool {
+        let kept = self.reserved.get(&address).is_some_and(|r| r.is_kept_from(&self.asker.owner));
+        !kept && self.check_use(address).is_ok()
+    }
+
+    fn ipv4(&self, asked: Option<Ipv4Addr>, own: Option<&Reservation>) -> Result<Option<Ipv4Addr>, Fault> {
         if let Some(asked) = asked {
-            return self.check(asked.into(), mac).map(|()| Some(asked));
+            return self.check(asked.into()).map(|()| Some(asked));
         }
         let Some(net) = self.network.ipv4 else { return Ok(None) };
-        let address = match self.again(own.and_then(|r| r.ipv4).map(IpAddr::V4), mac) {
+        let address = match self.again(own.and_then(|r| r.ipv4).map(IpAddr::V4)) {
             Some(before) => before,
             None => self.free(net.hosts().map(IpAddr::V4), net.into())?,
         };
         Ok(v4(address))
     }
 
-    fn ipv6(
-        &self,
-        asked: Option<Ipv6Addr>,
-        own: Option<&Reservation>,
-        mac: Mac,
-    ) -> Result<Option<Ipv6Addr>, Fault> {
+    fn ipv6(&self, asked: Option<Ipv6Addr>, own: Option<&Reservation>) -> Result<Option<Ipv6Addr>, Fault> {
         if let Some(asked) = asked {
-            return self.check(asked.into(), mac).map(|()| Some(asked));
+            return self.check(asked.into()).map(|()| Some(asked));
         }
         let Some(net) = self.network.ipv6 else { return Ok(None) };
-        let by_mac = IpAddr::V6(eui64(net, mac));
-        let address = match self.again(own.and_then(|r| r.ipv6).map(IpAddr::V6), mac) {
-            _ if net.prefix_len() <= 64 && self.check(by_mac, mac).is_ok() => by_mac,
+        let by_mac = IpAddr::V6(eui64(net, self.asker.mac));
+        let address = match self.again(own.and_then(|r| r.ipv6).map(IpAddr::V6)) {
+            _ if net.prefix_len() <= 64 && self.is_unused(by_mac) => by_mac,
             Some(before) => before,
             None => self.free(net.hosts().skip(1).map(IpAddr::V6), net.into())?,
         };
         Ok(v6(address))
     }
 
-    /// The first free one of `candidates`, else one that is set aside for a port which is gone, the oldest first.
+    /// The first free one of `candidates`, else one that is set aside for a port which is gone: the oldest of the same
+    /// owner, of the same user, of all.
     fn free(&self, candidates: impl Iterator<Item = IpAddr>, of: IpNet) -> Result<IpAddr, Fault> {
         let mut possible =
             candidates.filter(|address| *address != of.addr() && !self.ports.contains_key(address));
@@ -159,7 +215,7 @@ impl<'a> Uses<'a> {
             .reserved
             .iter()
             .filter(|(address, _)| of.contains(*address) && !self.ports.contains_key(address));
-        let oldest = unused.min_by_key(|(_, reservation)| reservation.order);
+        let oldest = unused.min_by_key(|(_, r)| (self.asker.distance(r), r.order));
         oldest.map(|(address, _)| *address).ok_or_else(|| {
             Fault::new(
                 Kind::ResourceExhausted,
@@ -178,26 +234,30 @@ impl<'a> Uses<'a> {
 /// subnet is full.
 pub fn addresses<'a>(
     network: &'a Network,
-    port: (&Name, Mac),
+    asker: &'a Asker<'a>,
     spec: &PortSpec,
     others: impl Iterator<Item = &'a Port>,
     reservations: impl Iterator<Item = &'a Reservation> + Clone,
 ) -> Result<Addresses, Fault> {
-    let uses = Uses::new(network, others, reservations.clone());
-    let own = reservations.clone().find(|r| r.name == *port.0);
-    let ipv4 = uses.ipv4(spec.ipv4, own, port.1)?;
-    let ipv6 = uses.ipv6(spec.ipv6, own, port.1)?;
+    let uses = Uses::new(network, asker, others, reservations.clone());
+    let own = reservations.clone().filter(|r| asker.had(r)).max_by_key(|r| r.order);
+    let ipv4 = uses.ipv4(spec.ipv4, own)?;
+    let ipv6 = uses.ipv6(spec.ipv6, own)?;
     for address in &spec.extra {
-        uses.check(*address, port.1)?;
+        uses.check(*address)?;
     }
+    let chosen = |address: &IpAddr| {
+        let own = [ipv4.map(IpAddr::V4), ipv6.map(IpAddr::V6)];
+        own.contains(&Some(*address)) || spec.extra.contains(address)
+    };
     let used = |r: &&Reservation| {
-        r.name == *port.0 || r.ipv4.is_some() && r.ipv4 == ipv4 || r.ipv6.is_some() && r.ipv6 == ipv6
+        asker.had(r) || r.mac == Some(asker.mac) || r.addresses().any(|address| chosen(&address))
     };
     let mut given_up: Vec<_> = reservations.clone().filter(used).map(Reservation::key).collect();
     let many = reservations.clone().count().saturating_sub(MOST_RESERVATIONS);
     if many > 0 {
         let mut by_age: Vec<_> = reservations.collect();
-        by_age.sort_by_key(|r| r.order);
+        by_age.sort_by_key(|r| (asker.distance(r), r.order));
         given_up.extend(by_age.into_iter().take(many).map(Reservation::key));
     }
     Ok(Addresses { ipv4, ipv6, given_up })

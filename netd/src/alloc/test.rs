@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     kernel::fake::{FakeKernel, Host},
     kernel::{Action, Kernel as _, Scope},
-    model::{Address, Cell, LINK_GROUP, Mode, PortSpec, Route, ServicesSpec},
+    model::{Address, Cell, LINK_GROUP, Mode, Owner, Port, PortSpec, Reservation, Route, ServicesSpec},
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
@@ -79,6 +79,7 @@ fn port(text: &str, mac: Mac) -> Port {
         ipv6: None,
         tap: link(&format!("kvp-{text}")),
         owner: 0,
+        tenant: Some(String::new()),
         profile: None,
         deleting: false,
     }
@@ -164,16 +165,56 @@ fn an_overlap_names_the_other_side() {
     assert_eq!(subnet6(None, &observed(|_| {}), [].iter()).unwrap(), None);
 }
 
+fn reserved_mac(text: &str, uid: u32, mac: Mac) -> Reservation {
+    Reservation {
+        network: name("lan"),
+        name: name(text),
+        owner: Some(Owner { uid, tenant: Some(String::new()) }),
+        mac: Some(mac),
+        ipv4: None,
+        ipv6: None,
+        extra: BTreeSet::new(),
+        hostname: None,
+        order: 1,
+    }
+}
+
+/// The MAC of a port `a` of uid 0.
+fn mac_of_a(
+    network: &Network,
+    asked: Option<Mac>,
+    ports: &[Port],
+    held: &[Reservation],
+) -> Result<Mac, Fault> {
+    let (name, owner) = (name("a"), Owner { uid: 0, tenant: Some(String::new()) });
+    let asker = MacAsker { name: &name, owner: &owner, by_admin: false, reservations: held.iter().collect() };
+    port_mac(network, asked, &asker, ports.iter())
+}
+
 #[test]
 fn a_mac_is_unique_on_its_network() {
     let lan = network("lan", Mode::Nat, None);
-    let own = port_mac("networks/lan/ports/a", None, &lan, [].iter()).unwrap();
+    let own = mac_of_a(&lan, None, &[], &[]).unwrap();
     assert_eq!(own, Mac::derived("networks/lan/ports/a", 0));
-    let other = port("b", own);
-    let next = port_mac("networks/lan/ports/a", None, &lan, [other.clone()].iter()).unwrap();
+    let other = [port("b", own)];
+    let next = mac_of_a(&lan, None, &other, &[]).unwrap();
     assert_eq!(next, Mac::derived("networks/lan/ports/a", 1));
-    let fault = port_mac("networks/lan/ports/a", Some(own), &lan, [other].iter()).unwrap_err();
+    let fault = mac_of_a(&lan, Some(own), &other, &[]).unwrap_err();
     assert!(fault.to_string().contains("networks/lan/ports/b"), "{fault}");
+}
+
+#[test]
+fn a_mac_that_is_set_aside_is_its_owners() {
+    let lan = network("lan", Mode::Nat, None);
+    let first = Mac::derived("networks/lan/ports/a", 0);
+    let anothers = [reserved_mac("a", 1, first)];
+    assert_eq!(mac_of_a(&lan, None, &[], &anothers).unwrap(), Mac::derived("networks/lan/ports/a", 1));
+    let fault = mac_of_a(&lan, Some(first), &[], &anothers).unwrap_err();
+    assert_eq!((fault.reason(), fault.hints().is_empty()), ("MAC_TAKEN", false));
+    let odd = "52:54:00:00:00:99".parse().unwrap();
+    let own = [reserved_mac("a", 0, odd)];
+    assert_eq!(mac_of_a(&lan, None, &[], &own).unwrap(), odd, "a port of the same name has the same again");
+    assert_eq!(mac_of_a(&lan, Some(first), &[], &[reserved_mac("x", 0, first)]).unwrap(), first);
 }
 
 /// A guest with it would be the gateway, or the server of DHCP, to the others.
@@ -184,11 +225,11 @@ fn a_port_does_not_get_a_mac_of_the_host() {
     let cell = Cell { link: link("kvc-lan"), mac: second };
     let lan = Network { bridge_mac: first, cell: Some(cell), ..network("lan", Mode::Isolated, None) };
     for mac in [first, second] {
-        let fault = port_mac(resource, Some(mac), &lan, [].iter()).unwrap_err();
+        let fault = mac_of_a(&lan, Some(mac), &[], &[]).unwrap_err();
         assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "MAC_TAKEN"));
         assert!(fault.to_string().contains("this host"), "{fault}");
     }
-    assert_eq!(port_mac(resource, None, &lan, [].iter()).unwrap(), Mac::derived(resource, 2));
+    assert_eq!(mac_of_a(&lan, None, &[], &[]).unwrap(), Mac::derived(resource, 2));
     // An existing bridge has another one than the record says.
     let br0 = Network { bridge: link("eth0"), ..network("lan", Mode::Bridged, None) };
     let mut host = observed(|_| {});

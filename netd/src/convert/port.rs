@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     kernel::TapTraffic,
-    model::{PortKey, PortSpec, Rate, State},
+    model::{Owner, PortKey, PortSpec, Rate, State},
     reconciler::{NewPort, PortChange, PortView},
 };
 use proto::netd::v1 as wire;
@@ -19,6 +19,8 @@ use std::{
 
 /// Most extra addresses of one port.
 const MOST_EXTRA: usize = 64;
+/// Longest tenant, bytes.
+const LONGEST_TENANT: usize = 64;
 /// Slowest rate, bits per second: a frame of 1,500 bytes then takes one and a half seconds.
 const SLOWEST: u64 = 8_000;
 /// Fastest rate, bits per second: 1 Tbit/s.
@@ -43,10 +45,23 @@ pub fn port_key(resource: &str) -> Result<PortKey, Fault> {
 pub fn new_port(port: Option<wire::Port>, caller: &Caller) -> Result<NewPort, Fault> {
     let port = port.ok_or_else(|| missing("port"))?;
     let (network, name) = port_key(&port.name)?;
-    let spec = spec(port.spec.unwrap_or_default())
-        .map_err(|fault| fault.context(format!("the spec of port `{name}` is not valid")))?;
-    let (owner, quota) = (caller.uid, caller.rights.quota);
-    Ok(NewPort { network, name, spec, labels: labels(port.labels)?, owner, quota })
+    let asked = port.spec.unwrap_or_default();
+    let tenant = tenant(&asked.tenant)?;
+    let spec =
+        spec(asked).map_err(|fault| fault.context(format!("the spec of port `{name}` is not valid")))?;
+    let owner = Owner { uid: caller.uid, tenant: Some(tenant) };
+    let (by_admin, quota) = (caller.is_admin(), caller.rights.quota);
+    Ok(NewPort { network, name, spec, labels: labels(port.labels)?, owner, by_admin, quota })
+}
+
+/// Whom a port is for; empty: its owner.
+fn tenant(text: &str) -> Result<String, Fault> {
+    let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.len() > LONGEST_TENANT || !text.chars().all(known) {
+        return Err(invalid("INVALID_TENANT", format!("`{}` cannot be a tenant", printable(text)))
+            .hint(format!("at most {LONGEST_TENANT} of the letters and digits of ASCII, `-`, `_` and `.`")));
+    }
+    Ok(text.to_owned())
 }
 
 fn spec(spec: wire::PortSpec) -> Result<PortSpec, Fault> {
@@ -140,9 +155,9 @@ pub fn port_change(request: wire::UpdatePortRequest) -> Result<(PortKey, PortCha
             "spec.rate_in" => change.rate_in = Some(rate(spec.rate_in)?),
             "spec.rate_out" => change.rate_out = Some(rate(spec.rate_out)?),
             "spec.groups" => change.groups = Some(groups_of_port(&spec.groups)?),
-            "spec.mac" | "spec.ipv4_address" | "spec.ipv6_address" => {
+            "spec.mac" | "spec.ipv4_address" | "spec.ipv6_address" | "spec.tenant" => {
                 return Err(invalid("CANNOT_CHANGE", format!("`{path}` of a port cannot change"))
-                    .hint("a guest would not notice: delete the port and create it anew"));
+                    .hint("delete the port and create it anew"));
             }
             other => {
                 return Err(invalid("INVALID_MASK", format!("a port has no field `{}`", printable(other)))
@@ -192,6 +207,7 @@ pub fn port(view: PortView, seen: &Seen) -> wire::Port {
             rate_in: rate(port.spec.rate_in),
             rate_out: rate(port.spec.rate_out),
             groups: group_names(&port.spec.groups),
+            tenant: port.tenant.clone().unwrap_or_default(),
         }),
         status: Some(wire::PortStatus {
             observed_generation: if now == State::Pending { 0 } else { port.generation },

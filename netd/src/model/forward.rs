@@ -1,6 +1,6 @@
 //! Forwards: ports of the host that lead to a guest.
 
-use super::Port;
+use super::{Owner, Port};
 use serde::{Deserialize, Serialize};
 use shared::{name::Name, time::Timestamp};
 use std::{collections::BTreeMap, fmt, net::IpAddr, num::NonZeroU16};
@@ -75,7 +75,7 @@ impl ForwardSpec {
         self.listen_address.is_none_or(|listen| listen.is_ipv4() == address.is_ipv4())
     }
 
-    /// Whether a port of the network may be what it leads to; another one of that host name comes first.
+    /// Whether a port answers to the target, whoever's it is.
     #[must_use]
     pub fn may_lead_to(&self, port: &Port) -> bool {
         match &self.target {
@@ -119,6 +119,10 @@ pub struct Forward {
     pub labels: BTreeMap<String, String>,
     /// What was asked.
     pub spec: ForwardSpec,
+    /// Whose port it leads to: it leads to nobody else's. `None`: as long as nobody's port of that name was there and
+    /// is gone, whoever's is the first.
+    #[serde(default)]
+    pub of: Option<Owner>,
     /// A delete was recorded and is not finished.
     pub deleting: bool,
 }
@@ -128,6 +132,25 @@ impl Forward {
     #[must_use]
     pub fn key(&self) -> ForwardKey {
         (self.network.clone(), self.name.clone())
+    }
+
+    /// Whether a port of the network may be what it leads to; another one of that host name comes first.
+    #[must_use]
+    pub fn may_lead_to(&self, port: &Port) -> bool {
+        self.serves(&port.owner()) && self.spec.may_lead_to(port)
+    }
+
+    /// Whether it leads to ports of that owner.
+    #[must_use]
+    pub fn serves(&self, owner: &Owner) -> bool {
+        self.of.as_ref().is_none_or(|of| of.is(owner))
+    }
+
+    /// Who is to be recorded in `of` when a port that it leads to changes or goes; `None`: it is known already.
+    #[must_use]
+    pub fn learns_of(&self, port: &Port) -> Option<Owner> {
+        let vague = self.of.as_ref().is_none_or(|of| of.tenant.is_none() && port.tenant.is_some());
+        (vague && !self.deleting && self.may_lead_to(port)).then(|| port.owner())
     }
 
     /// `networks/NETWORK/forwards/NAME`.

@@ -1,6 +1,6 @@
-//! Ports, and the addresses set aside for them.
+//! Ports.
 
-use super::IfName;
+use super::{IfName, Owner};
 use serde::{Deserialize, Serialize};
 use shared::{mac::Mac, name::Name, time::Timestamp};
 use std::{
@@ -87,6 +87,9 @@ pub struct Port {
     pub tap: IfName,
     /// The uid that may open it.
     pub owner: u32,
+    /// As in `Owner`.
+    #[serde(default)]
+    pub tenant: Option<String>,
     /// Number of the very set of groups it is in, from 1; `None` if in none.
     #[serde(default)]
     pub profile: Option<u16>,
@@ -124,6 +127,12 @@ impl Port {
         self.spec.hostname.as_ref().unwrap_or(&self.name)
     }
 
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner { uid: self.owner, tenant: self.tenant.clone() }
+    }
+
     /// All addresses that are recorded for it.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         let own = self.ipv4.map(IpAddr::V4).into_iter().chain(self.ipv6.map(IpAddr::V6));
@@ -135,33 +144,6 @@ impl Port {
 #[must_use]
 pub fn port_resource(network: &Name, port: &Name) -> String {
     format!("networks/{network}/ports/{port}")
-}
-
-/// Addresses that a deleted port had: they go to a port of the same name again, so that a machine keeps its address
-/// over a restart, unless the network has no other left.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reservation {
-    /// The network.
-    pub network: Name,
-    /// The port's name there.
-    pub name: Name,
-    /// Its IPv4 address.
-    pub ipv4: Option<Ipv4Addr>,
-    /// Its IPv6 address.
-    pub ipv6: Option<Ipv6Addr>,
-    /// Its name in DNS, where that was another one.
-    #[serde(default)]
-    pub hostname: Option<Name>,
-    /// Larger than that of every earlier one: the one of least number is given up first.
-    pub order: i64,
-}
-
-impl Reservation {
-    /// Its key in maps.
-    #[must_use]
-    pub fn key(&self) -> PortKey {
-        (self.network.clone(), self.name.clone())
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::Desired;
 use crate::{
     kernel::{Element, Elements},
-    model::{Forward, Forwarding, Network, Port, Target},
+    model::{Forward, ForwardSpec, Forwarding, Network, Owner, Port, Reservation, Target},
 };
 use shared::name::Name;
 use std::{
@@ -20,18 +20,43 @@ pub struct InForce<'a> {
     pub addresses: Vec<IpAddr>,
 }
 
+/// No name sorts before it.
+fn least() -> Name {
+    "0".parse().expect("a digit is a name")
+}
+
 /// The members of one network, at a cost that does not grow with those of others.
 fn of_network<'a, T>(
     map: &'a BTreeMap<(Name, Name), T>,
     network: &'a Name,
 ) -> impl Iterator<Item = &'a T> + Clone {
-    let least: Name = "0".parse().expect("a digit is a name, and none sorts before it");
-    map.range((network.clone(), least)..)
+    map.range((network.clone(), least())..)
         .take_while(move |((name, _), _)| name == network)
         .map(|(_, value)| value)
 }
 
 impl Desired {
+    /// What is set aside on one network.
+    pub fn reservations_of<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = &'a Reservation> + Clone {
+        let from = (network.clone(), least(), None);
+        let here = self.reservations.range(from..).take_while(move |((name, ..), _)| name == network);
+        here.map(|(_, reservation)| reservation)
+    }
+
+    /// Whose port a new forward is made for: the one that answers, else the last one that did.
+    #[must_use]
+    pub fn target_owner(&self, network: &Name, spec: &ForwardSpec) -> Option<Owner> {
+        let present = self.ports_of(network).filter(|port| !port.deleting);
+        if let Some(port) = answers(spec, present) {
+            return Some(port.owner());
+        }
+        let gone = self.reservations_of(network).filter(|r| match &spec.target {
+            Target::Name(target) => *target == r.name || Some(target) == r.hostname.as_ref(),
+            Target::Address(target) => r.addresses().any(|address| address == *target),
+        });
+        gone.max_by_key(|r| r.order)?.owner.clone()
+    }
+
     /// The ports of one network.
     pub fn ports_of<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = &'a Port> + Clone {
         of_network(&self.ports, network)
@@ -67,7 +92,7 @@ impl Desired {
         let Some(network) = self.networks.get(&port.network) else { return BTreeSet::new() };
         let others = || self.ports_of(&network.name).filter(|other| other.name != port.name).chain(there);
         self.forwards_of(&network.name)
-            .filter(|forward| ports.iter().any(|port| forward.spec.may_lead_to(port)))
+            .filter(|forward| ports.iter().any(|port| forward.may_lead_to(port)))
             .flat_map(|forward| elements(forward, network, others()))
             .collect()
     }
@@ -76,7 +101,7 @@ impl Desired {
     /// a guest without a filter may be, would take them for a loop.
     pub(super) fn reflects(&self, port: &Port) -> bool {
         let mut forwards = self.forwards_of(&port.network);
-        port.spec.filter && forwards.any(|f| !f.deleting && f.spec.may_lead_to(port))
+        port.spec.filter && forwards.any(|f| !f.deleting && f.may_lead_to(port))
     }
 
     /// Whether a target is known to the network: a port answers to it, or one did before.
@@ -84,14 +109,23 @@ impl Desired {
     pub fn knows_target(&self, network: &Name, target: &Target) -> bool {
         let ports = self.ports_of(network);
         let ports = ports.map(|p| (&p.name, Some(p.hostname()), p.addresses().collect::<Vec<_>>()));
-        let gone = of_network(&self.reservations, network).map(|r| {
-            let addresses = r.ipv4.map(IpAddr::V4).into_iter().chain(r.ipv6.map(IpAddr::V6));
-            (&r.name, r.hostname.as_ref(), addresses.collect())
-        });
+        let gone = self.reservations_of(network);
+        let gone = gone.map(|r| (&r.name, r.hostname.as_ref(), r.addresses().collect()));
         ports.chain(gone).any(|(name, hostname, addresses)| match target {
             Target::Name(target) => target == name || Some(target) == hostname,
             Target::Address(target) => addresses.contains(target),
         })
+    }
+}
+
+/// The one of `ports` that answers to a target, whoever's it is.
+fn answers<'a>(spec: &ForwardSpec, mut ports: impl Iterator<Item = &'a Port> + Clone) -> Option<&'a Port> {
+    match &spec.target {
+        Target::Name(name) => {
+            let by_hostname = ports.clone().find(|port| port.hostname() == name);
+            by_hostname.or_else(|| ports.find(|port| port.name == *name))
+        }
+        Target::Address(_) => ports.find(|port| spec.may_lead_to(port)),
     }
 }
 
@@ -101,17 +135,18 @@ fn leads_to<'a>(
     network: &Network,
     ports: impl Iterator<Item = &'a Port> + Clone,
 ) -> Result<InForce<'a>, String> {
-    let mut alive = ports.filter(|port| !port.deleting);
     let spec = &forward.spec;
-    let found = match &spec.target {
-        Target::Name(name) => {
-            let by_hostname = alive.clone().find(|port| port.hostname() == name);
-            by_hostname.or_else(|| alive.find(|port| port.name == *name))
-        }
-        Target::Address(_) => alive.find(|port| spec.may_lead_to(port)),
-    };
-    let port = found
+    let port = answers(spec, ports.filter(|port| !port.deleting))
         .ok_or_else(|| format!("no port of network `{}` answers to `{}` now", network.name, spec.target))?;
+    if let Some(of) = forward.of.as_ref().filter(|of| !of.is(&port.owner())) {
+        return Err(format!(
+            "`{}` answers to `{}` now and is of {}, but the forward was made for a port of {of}: delete it and make it \
+             anew if it is to lead there",
+            port.resource(),
+            spec.target,
+            port.owner(),
+        ));
+    }
     let own: Vec<IpAddr> = match &spec.target {
         Target::Address(address) => vec![*address],
         Target::Name(_) => port.ipv4.map(IpAddr::V4).into_iter().chain(port.ipv6.map(IpAddr::V6)).collect(),

@@ -5,7 +5,7 @@
 use super::Desired;
 use crate::{
     kernel::{Element, Elements},
-    model::{Network, Reservation},
+    model::{Network, Owner, Reservation},
 };
 use std::collections::BTreeSet;
 
@@ -59,7 +59,17 @@ impl Desired {
             // As a port's reservation, of a name that no port has.
             let Ok(name) = format!("kept-{}", tap.as_str()).parse() else { continue };
             let order = i64::MAX;
-            kept.push(Reservation { network: network.name.clone(), name, ipv4, ipv6, hostname: None, order });
+            kept.push(Reservation {
+                network: network.name.clone(),
+                name,
+                owner: Some(Owner::NOBODY),
+                mac: None,
+                ipv4,
+                ipv6,
+                extra: BTreeSet::new(),
+                hostname: None,
+                order,
+            });
         }
         kept
     }

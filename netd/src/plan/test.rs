@@ -81,6 +81,7 @@ fn port(network: &str, text: &str, filter: bool) -> Port {
         ipv6: None,
         tap: link(&format!("kvp-{network}-{text}")),
         owner: 1000,
+        tenant: Some(String::new()),
         profile: None,
         deleting: false,
     }

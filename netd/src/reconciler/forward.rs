@@ -122,6 +122,7 @@ impl<K: Kernel> Reconciler<K> {
             created: now,
             updated: now,
             labels: new.labels,
+            of: self.read().desired.target_owner(&key.0, &new.spec),
             spec: new.spec,
             deleting: false,
         };
@@ -220,7 +221,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn turn_ports(&self, desired: &Desired, forward: &Forward) -> Result<(), Fault> {
         let Some(network) = desired.networks.get(&forward.network) else { return Ok(()) };
         let ports = desired.ports_of(&forward.network);
-        for port in ports.filter(|port| !port.deleting && forward.spec.may_lead_to(port)) {
+        for port in ports.filter(|port| !port.deleting && forward.may_lead_to(port)) {
             let links = scope(port, network);
             let observed = self.0.kernel.observe(&links).await?;
             let plan = desired.plan_port(port, &observed)?;
@@ -289,7 +290,7 @@ impl<K: Kernel> Reconciler<K> {
 /// same place, and those of ports that it may lead to.
 fn members(desired: &Desired, forward: &Forward) -> BTreeSet<Element> {
     let mut members = desired.forward_elements(&forward.network).0;
-    let ports = desired.ports_of(&forward.network).filter(|port| forward.spec.may_lead_to(port));
+    let ports = desired.ports_of(&forward.network).filter(|port| forward.may_lead_to(port));
     members.extend(ports.flat_map(|port: &Port| desired.port_elements(port).0));
     members
 }

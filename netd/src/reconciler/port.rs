@@ -9,7 +9,10 @@ use super::{PortView, Reconciler, converge::ports_of, events, network::network_n
 use crate::{
     alloc,
     kernel::{Element, Kernel, Observed, Scope},
-    model::{IfName, Network, Port, PortKey, PortSpec, Reservation, State, port_resource},
+    model::{
+        IfName, Network, Owner, Port, PortKey, PortSpec, Reservation, ReservationKey, State, port_resource,
+        reservation_id,
+    },
     plan::{Desired, check_allows},
 };
 use shared::{
@@ -33,8 +36,10 @@ pub struct NewPort {
     pub spec: PortSpec,
     /// The client's own.
     pub labels: BTreeMap<String, String>,
-    /// The caller, who may open the tap.
-    pub owner: u32,
+    /// The caller, who may open the tap, and whom it makes the port for.
+    pub owner: Owner,
+    /// Whether it may have by name what is set aside for others.
+    pub by_admin: bool,
     /// What the caller may have.
     pub quota: Quota,
 }
@@ -96,10 +101,11 @@ impl<K: Kernel> Reconciler<K> {
         if network.deleting {
             return Err(Fault::new(Kind::Aborted, "DELETING", "the network is being deleted"));
         }
+        let key = (new.network.clone(), new.name.clone());
         if let Ok(existing) = self.port(&new.network, &new.name) {
             return same_or_taken(existing, &new);
         }
-        self.check_quota(&new)?;
+        self.check_quota(&new.quota, &new.spec, (&new.owner, &key), None)?;
         let (port, observed, given_up) = self.decide(new, &network).await?;
         let raised = async {
             self.0.services.put_port(&port).await?;
@@ -117,7 +123,7 @@ impl<K: Kernel> Reconciler<K> {
                 );
                 self.publish(deleting.resource(), Err(undo));
             } else {
-                self.put_back(&deleting.key(), given_up).await?;
+                self.put_back(&deleting, given_up).await?;
             }
             return Err(fault);
         }
@@ -125,22 +131,39 @@ impl<K: Kernel> Reconciler<K> {
         self.port(&port.network, &port.name)
     }
 
-    /// Whether the owner may have one more.
-    fn check_quota(&self, new: &NewPort) -> Result<(), Fault> {
-        if new.quota.ports.is_none() && new.quota.ports_per_network.is_none() {
+    /// Whether the owner may have a port of that spec, in the place of `old`. Each extra address counts as one more.
+    fn check_quota(
+        &self,
+        quota: &Quota,
+        spec: &PortSpec,
+        (owner, key): (&Owner, &PortKey),
+        old: Option<&Port>,
+    ) -> Result<(), Fault> {
+        let more = !spec.extra.is_subset(&old.map(|old| old.spec.extra.clone()).unwrap_or_default());
+        if quota.ports.is_none() && quota.ports_per_network.is_none() || old.is_some() && !more {
             return Ok(());
         }
         let records = self.read();
-        let own = || records.desired.ports.values().filter(|port| port.owner == new.owner);
-        let here = own().filter(|port| port.network == new.network).count();
+        let count = |spec: &PortSpec| 1 + spec.extra.len();
+        let others =
+            records.desired.ports.values().filter(|port| port.owner == owner.uid && port.key() != *key);
+        let (mut all, mut here) = (0, 0);
+        for port in others {
+            all += count(&port.spec);
+            here += if port.network == key.0 { count(&port.spec) } else { 0 };
+        }
         for (has, most, place) in
-            [(own().count(), new.quota.ports, ""), (here, new.quota.ports_per_network, " on this network")]
+            [(all, quota.ports, ""), (here, quota.ports_per_network, " on this network")]
         {
-            if let Some(most) = most.filter(|most| has >= *most as usize) {
+            if let Some(most) = most.filter(|most| has + count(spec) > *most as usize) {
+                let asked = match spec.extra.len() {
+                    0 => String::new(),
+                    extra => format!("; this one counts as {}, with its {extra} extra addresses", 1 + extra),
+                };
                 return Err(Fault::new(
                     Kind::ResourceExhausted,
                     "PORT_QUOTA",
-                    format!("uid {} has {has} ports{place}, and may have {most}", new.owner),
+                    format!("uid {} has {has} ports{place}, and may have {most}{asked}", owner.uid),
                 )
                 .hint("delete ports that are not needed, or have root raise `quota` in the access file"));
             }
@@ -180,7 +203,7 @@ impl<K: Kernel> Reconciler<K> {
     fn around(&self, ports: &[&Port], network: &Network) -> Desired {
         let records = self.read();
         let forwards = records.desired.forwards_of(&network.name);
-        let forwards = forwards.filter(|forward| ports.iter().any(|port| forward.spec.may_lead_to(port)));
+        let forwards = forwards.filter(|forward| ports.iter().any(|port| forward.may_lead_to(port)));
         Desired {
             instance: records.desired.instance.clone(),
             groups: records.desired.groups.clone(),
@@ -260,17 +283,29 @@ impl<K: Kernel> Reconciler<K> {
         new: NewPort,
         network: &Network,
     ) -> Result<(Port, Observed, Vec<Reservation>), Fault> {
-        let resource = port_resource(&new.network, &new.name);
         let key = (new.network.clone(), new.name.clone());
         let (mac, chosen, profile, mut taken) = {
             let records = self.read();
             let profile = records.desired.profile(&key, &new.spec)?;
             let others = || ports_of(&records.desired, &new.network);
-            let mac = alloc::port_mac(&resource, new.spec.mac, network, others())?;
+            let reserved = || records.desired.reservations_of(&new.network);
+            let asks = alloc::MacAsker {
+                name: &new.name,
+                owner: &new.owner,
+                by_admin: new.by_admin,
+                reservations: reserved().collect(),
+            };
+            let mac = alloc::port_mac(network, new.spec.mac, &asks, others())?;
             alloc::check_names(&new.name, &new.spec, others())?;
             let kept = records.desired.kept_addresses(network);
-            let reserved = reservations_of(&records.desired, &new.network).chain(&kept);
-            let chosen = alloc::addresses(network, (&new.name, mac), &new.spec, others(), reserved)?;
+            let asker = alloc::Asker {
+                name: &new.name,
+                mac,
+                owner: new.owner.clone(),
+                by_admin: new.by_admin,
+                has: BTreeSet::new(),
+            };
+            let chosen = alloc::addresses(network, &asker, &new.spec, others(), reserved().chain(&kept))?;
             let taken: BTreeSet<IfName> = records.desired.ports.values().map(|p| p.tap.clone()).collect();
             (mac, chosen, profile, taken)
         };
@@ -290,7 +325,8 @@ impl<K: Kernel> Reconciler<K> {
             ipv4: chosen.ipv4,
             ipv6: chosen.ipv6,
             tap: free(&taken)?,
-            owner: new.owner,
+            owner: new.owner.uid,
+            tenant: new.owner.tenant,
             profile,
             deleting: false,
         };
@@ -311,8 +347,8 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Records a new port, and that the reservations which it takes over are no more, in one commit.
-    async fn record_port(&self, port: &Port, given_up: &[PortKey]) -> Result<Vec<Reservation>, Fault> {
-        let gone = given_up.iter().map(|key| Op::delete(super::RESERVATION, port_resource(&key.0, &key.1)));
+    async fn record_port(&self, port: &Port, given_up: &[ReservationKey]) -> Result<Vec<Reservation>, Fault> {
+        let gone = given_up.iter().map(|key| Op::delete(super::RESERVATION, reservation_id(key)));
         let ops = std::iter::once(Op::put(super::PORT, port.resource(), port)?).chain(gone).collect();
         let _told = self.0.store.commit_telling(ops, events::recorded(None, port)).await?;
         let mut records = self.write();
@@ -321,26 +357,18 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Leaves the reservations as they were before a create that failed.
-    async fn put_back(&self, key: &PortKey, given_up: Vec<Reservation>) -> Result<(), Fault> {
-        let mut ops = vec![Op::delete(super::RESERVATION, port_resource(&key.0, &key.1))];
+    async fn put_back(&self, port: &Port, given_up: Vec<Reservation>) -> Result<(), Fault> {
+        let key = (port.network.clone(), port.name.clone(), Some(port.owner()));
+        let mut ops = vec![Op::delete(super::RESERVATION, reservation_id(&key))];
         for reservation in &given_up {
-            let key = reservation.key();
-            ops.push(Op::put(super::RESERVATION, port_resource(&key.0, &key.1), reservation)?);
+            ops.push(Op::put(super::RESERVATION, reservation_id(&reservation.key()), reservation)?);
         }
         self.0.store.commit(ops).await?;
         let reservations = &mut self.write().desired.reservations;
-        reservations.remove(key);
+        reservations.remove(&key);
         reservations.extend(given_up.into_iter().map(|reservation| (reservation.key(), reservation)));
         Ok(())
     }
-}
-
-/// The reservations of one network.
-fn reservations_of<'a>(
-    desired: &'a Desired,
-    network: &'a Name,
-) -> impl Iterator<Item = &'a Reservation> + Clone {
-    desired.reservations.values().filter(move |reservation| reservation.network == *network)
 }
 
 /// Only root and the owner change a port, or see what passes it.
@@ -381,7 +409,7 @@ fn same_or_taken(existing: PortView, new: &NewPort) -> Result<PortView, Fault> {
             Fault::new(Kind::Aborted, "DELETING", "a port of that name is being deleted").hint("try again")
         );
     }
-    let same = port.spec == new.spec && port.labels == new.labels && port.owner == new.owner;
+    let same = port.spec == new.spec && port.labels == new.labels && port.owner().is(&new.owner);
     if same {
         return Ok(existing);
     }

@@ -6,7 +6,7 @@ use crate::{
         LinkKind,
         fake::{Effect, FakeKernel, Host},
     },
-    model::{Address, IfName, Mode, NetworkSpec, PortSpec, Rate, Route, ServicesSpec},
+    model::{Address, IfName, Mode, NetworkSpec, Owner, PortSpec, Rate, Route, ServicesSpec},
     plan::{BRIDGE_NF, FORWARD4, FORWARD6},
 };
 use shared::{access::Quota, mac::Mac};
@@ -48,6 +48,10 @@ fn rate(bits_per_second: u64) -> Rate {
     Rate { bits_per_second, burst_bytes: 20_000 }
 }
 
+fn owner(uid: u32) -> Owner {
+    Owner { uid, tenant: Some(String::new()) }
+}
+
 /// A port; one of the name `web` is limited both ways.
 fn port(network: &str, port: &str) -> NewPort {
     let limit = |bits| (port == "web").then(|| rate(bits));
@@ -67,7 +71,8 @@ fn port(network: &str, port: &str) -> NewPort {
             groups: BTreeSet::new(),
         },
         labels: BTreeMap::new(),
-        owner: 1000,
+        owner: owner(1000),
+        by_admin: false,
         quota: Quota::default(),
     }
 }

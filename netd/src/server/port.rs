@@ -101,7 +101,8 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         caller.about(request.port.as_ref().map_or("", |port| &port.name));
-        let (key, change) = convert::port_change(request)?;
+        let (key, mut change) = convert::port_change(request)?;
+        change.quota = caller.rights.quota;
         caller.must_be_granted(&key.0)?;
         caller.must_filter(change.filter != Some(false))?;
         let view = self.reconciler.update_port(key, change, caller.acting_uid()).await?;

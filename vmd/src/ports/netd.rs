@@ -96,6 +96,7 @@ fn spec(port: &PortRequest) -> PortSpec {
         rate_in: rate_in.map(rate),
         rate_out: rate_out.map(rate),
         groups: groups.iter().map(|group| format!("groups/{group}")).collect(),
+        tenant: port.tenant.to_string(),
     }
 }
 

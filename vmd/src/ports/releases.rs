@@ -176,6 +176,7 @@ mod test {
     fn request() -> PortRequest {
         PortRequest {
             vm: "web".parse().unwrap(),
+            tenant: 1000,
             resource: "networks/lan/ports/web-0".into(),
             mac: "52:54:00:00:00:01".parse().unwrap(),
             hostname: None,

@@ -21,6 +21,7 @@ fn port_requests(record: &Record) -> Vec<PortRequest> {
     ports
         .map(|(index, ((resource, nic), mac))| PortRequest {
             vm: record.name.clone(),
+            tenant: record.owner,
             resource,
             mac: *mac,
             hostname: nics[..index]

@@ -20,8 +20,10 @@ pub fn check<'a>(machines: impl Iterator<Item = &'a Handle>, new: &NewVm) -> Res
     let mut nics_of: BTreeMap<Name, u64> = BTreeMap::new();
     let mut add = |spec: &Spec| {
         for nic in &spec.nics {
-            nics += 1;
-            *nics_of.entry(nic.network.clone()).or_default() += 1;
+            // As netd counts, each extra address as one more.
+            let ports = 1 + nic.port.extra.len() as u64;
+            nics += ports;
+            *nics_of.entry(nic.network.clone()).or_default() += ports;
         }
     };
     add(&new.spec);

@@ -7,6 +7,9 @@ use shared::time::Timestamp;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
+/// Whose ports an admin makes.
+const ADMIN: u32 = 99;
+
 fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
@@ -72,15 +75,23 @@ fn port(text: &str, ipv4: Option<&str>, spec: PortSpec) -> Port {
         ipv6: None,
         tap: "kvp-a".parse().unwrap(),
         owner: 0,
+        tenant: Some(String::new()),
         profile: None,
         deleting: false,
     }
+}
+
+fn owner(uid: u32) -> Owner {
+    Owner { uid, tenant: Some(String::new()) }
 }
 
 fn reservation(text: &str, ipv4: &str, order: i64) -> Reservation {
     Reservation {
         network: name("lan"),
         name: name(text),
+        owner: Some(owner(0)),
+        mac: None,
+        extra: BTreeSet::new(),
         ipv4: Some(ipv4.parse().unwrap()),
         ipv6: None,
         hostname: None,
@@ -95,8 +106,18 @@ fn choose(
     ports: &[Port],
     reservations: &[Reservation],
 ) -> Result<Addresses, Fault> {
-    let port = (&name(text), Mac::derived(text, 0));
-    addresses(network, port, spec, ports.iter(), reservations.iter())
+    choose_as(owner(0), network, text, (spec, ports, reservations))
+}
+
+fn choose_as(
+    owner: Owner,
+    network: &Network,
+    text: &str,
+    (spec, ports, reservations): (&PortSpec, &[Port], &[Reservation]),
+) -> Result<Addresses, Fault> {
+    let (name, mac) = (name(text), Mac::derived(text, 0));
+    let asker = Asker { name: &name, mac, by_admin: owner.uid == ADMIN, owner, has: BTreeSet::new() };
+    addresses(network, &asker, spec, ports.iter(), reservations.iter())
 }
 
 fn first(chosen: Result<Addresses, Fault>) -> String {
@@ -124,10 +145,69 @@ fn a_port_of_the_same_name_gets_its_address_back() {
     let held = [reservation("a", "10.0.0.5", 1), reservation("b", "10.0.0.2", 2)];
     let back = choose(&lan, "a", &none, &[], &held).unwrap();
     assert_eq!(back.ipv4.unwrap().to_string(), "10.0.0.5");
-    assert_eq!(back.given_up, [(name("lan"), name("a"))]);
+    assert_eq!(back.given_up, [held[0].key()]);
     assert_eq!(first(choose(&lan, "c", &none, &[], &held)), "10.0.0.3", "others' stay set aside");
     let now_anothers = [port("x", Some("10.0.0.5"), none.clone())];
     assert_eq!(first(choose(&lan, "a", &none, &now_anothers, &held)), "10.0.0.3");
+}
+
+#[test]
+fn another_owner_gets_nothing_that_is_set_aside() {
+    let lan = network(Some("10.0.0.1/29"), Some("fd00:1::1/64"));
+    let mine = Reservation {
+        ipv6: Some(eui64("fd00:1::1/64".parse().unwrap(), Mac::derived("a", 0))),
+        extra: ["10.0.0.6".parse().unwrap()].into(),
+        ..reservation("a", "10.0.0.2", 1)
+    };
+    let held = [mine.clone()];
+    let none = asks(None, None, &[]);
+    let tenant = Owner { uid: 0, tenant: Some("7".into()) };
+    for other in [owner(7), tenant] {
+        let chosen = choose_as(other.clone(), &lan, "a", (&none, &[], &held)).unwrap();
+        assert_eq!(chosen.ipv4.unwrap().to_string(), "10.0.0.3");
+        assert_ne!(chosen.ipv6, mine.ipv6, "nor that of the same MAC");
+        assert_eq!(chosen.given_up, []);
+        for named in [
+            asks(Some("10.0.0.2"), None, &[]),
+            asks(None, None, &["10.0.0.2"]),
+            asks(None, None, &["10.0.0.6"]),
+        ] {
+            let fault = choose_as(other.clone(), &lan, "a", (&named, &[], &held)).unwrap_err();
+            assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "ADDRESS_TAKEN"), "{named:?}");
+            assert!(fault.to_string().contains("another user") && !fault.hints().is_empty(), "{fault}");
+        }
+    }
+    // The owner may, under any name, and so may an admin; then it is no longer set aside.
+    for who in [owner(0), owner(ADMIN)] {
+        let named = asks(Some("10.0.0.2"), None, &[]);
+        let chosen = choose_as(who, &lan, "b", (&named, &[], &held)).unwrap();
+        assert_eq!(chosen.given_up, [mine.key()]);
+    }
+    let back = choose(&lan, "a", &none, &[], &held).unwrap();
+    assert_eq!((back.ipv4, back.ipv6), (mine.ipv4, mine.ipv6));
+    let legacy = [Reservation { owner: None, ..mine }];
+    let of = |uid| choose_as(owner(uid), &lan, "a", (&none, &[], &legacy));
+    assert_eq!((first(of(7)), first(of(ADMIN))), ("10.0.0.3".into(), "10.0.0.2".into()));
+    let named = choose_as(owner(7), &lan, "b", (&asks(Some("10.0.0.2"), None, &[]), &[], &legacy));
+    assert_eq!(first(named), "10.0.0.2", "nobody knows whose it was");
+}
+
+#[test]
+fn in_a_full_subnet_the_next_to_go_can_be_named_and_no_other() {
+    let lan = network(Some("10.0.0.1/29"), None);
+    let none = asks(None, None, &[]);
+    let held = |text, address, order, uid| Reservation {
+        owner: Some(owner(uid)),
+        ..reservation(text, address, order)
+    };
+    let ports = [port("p", Some("10.0.0.5"), asks(None, None, &["10.0.0.6"]))];
+    let reserved = [held("a", "10.0.0.2", 1, 0), held("b", "10.0.0.3", 2, 0), held("c", "10.0.0.4", 3, 7)];
+    let named = |text| choose_as(owner(8), &lan, "x", (&asks(Some(text), None, &[]), &ports, &reserved));
+    assert_eq!(named("10.0.0.3").unwrap_err().reason(), "ADDRESS_TAKEN");
+    assert_eq!(named("10.0.0.2").unwrap().given_up, [reserved[0].key()]);
+    // Whoever fills a subnet loses his own first.
+    assert_eq!(first(choose_as(owner(7), &lan, "x", (&none, &ports, &reserved))), "10.0.0.4");
+    assert_eq!(first(choose_as(owner(8), &lan, "x", (&none, &ports, &reserved))), "10.0.0.2");
 }
 
 #[test]
@@ -137,7 +217,7 @@ fn where_nothing_else_is_left_the_oldest_reservation_goes() {
     let held = [reservation("a", "10.0.0.2", 7)];
     let taken = choose(&lan, "c", &none, &[], &held).unwrap();
     assert_eq!(taken.ipv4.unwrap().to_string(), "10.0.0.2");
-    assert_eq!(taken.given_up, [(name("lan"), name("a"))]);
+    assert_eq!(taken.given_up, [held[0].key()]);
     let full = [port("b", Some("10.0.0.2"), none.clone())];
     let fault = choose(&lan, "c", &none, &full, &held).unwrap_err();
     assert_eq!((fault.kind(), fault.reason()), (Kind::ResourceExhausted, "NO_ADDRESS"));
@@ -214,11 +294,10 @@ proptest! {
             if let Some(at) = ports.iter().position(|port| port.name.as_str() == text) {
                 let gone = ports.remove(at);
                 held.push(Reservation {
-                    network: gone.network,
-                    name: gone.name,
+                    owner: Some(gone.owner()),
                     ipv4: gone.ipv4,
                     ipv6: gone.ipv6,
-                    hostname: None,                    order: i64::try_from(order).unwrap(),
+                    ..reservation(text, "10.0.0.2", i64::try_from(order).unwrap())
                 });
                 continue;
             }

@@ -57,6 +57,7 @@ fn forward(spec: ForwardSpec) -> Forward {
         updated: now,
         labels: BTreeMap::new(),
         spec,
+        of: None,
         deleting: false,
     }
 }

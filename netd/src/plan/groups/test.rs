@@ -104,6 +104,7 @@ fn add(desired: &mut Desired, at: (&str, &str), ipv4: &str, groups: &[&str]) -> 
         ipv6: None,
         tap: format!("kvp-{}-{}", at.0, at.1).parse().unwrap(),
         owner: 1000,
+        tenant: Some(String::new()),
         deleting: false,
     };
     desired.ports.insert(key, port.clone());

@@ -170,8 +170,7 @@ impl<K: Kernel> Reconciler<K> {
         if (new.network.ipv4, new.network.ipv6) == (network.ipv4, network.ipv6) {
             return Ok(new);
         }
-        let reserved: Vec<_> =
-            records.desired.reservations.values().filter(|r| r.network == network.name).collect();
+        let reserved: Vec<_> = records.desired.reservations_of(&network.name).collect();
         for at in 0..new.ports.len() {
             let reserved: &[&Reservation] = &reserved;
             let port = &new.ports[at];
@@ -179,8 +178,14 @@ impl<K: Kernel> Reconciler<K> {
             let mut asks = port.spec.clone();
             (asks.ipv4, asks.ipv6) = (asks.ipv4.or(port.ipv4), asks.ipv6.or(port.ipv6));
             let others = new.ports.iter().filter(|other| other.name != port.name);
-            let own = (&port.name, port.mac);
-            let chosen = alloc::addresses(&new.network, own, &asks, others, reserved.iter().copied())?;
+            let asker = alloc::Asker {
+                name: &port.name,
+                mac: port.mac,
+                owner: port.owner(),
+                by_admin: false,
+                has: port.addresses().collect(),
+            };
+            let chosen = alloc::addresses(&new.network, &asker, &asks, others, reserved.iter().copied())?;
             (new.ports[at].ipv4, new.ports[at].ipv6) = (chosen.ipv4, chosen.ipv6);
         }
         Ok(new)

@@ -9,6 +9,7 @@ use crate::{
     reconciler::{Reconciler, Writer, check_generation, converge::ports_of},
 };
 use shared::{
+    access::Quota,
     fault::{Fault, Kind},
     name::Name,
     time::Timestamp,
@@ -39,6 +40,8 @@ pub struct PortChange {
     pub rate_out: Option<Option<Rate>>,
     /// The groups it is in.
     pub groups: Option<BTreeSet<Name>>,
+    /// What its owner may have, where that is the caller.
+    pub quota: Quota,
 }
 
 impl PortChange {
@@ -94,7 +97,8 @@ impl<K: Kernel> Reconciler<K> {
             return self.port(&key.0, &key.1);
         }
         let network = self.network(&key.0)?.network;
-        self.check_change(&old, &spec, &network)?;
+        self.check_change(&old, &spec, &network, caller == 0)?;
+        self.check_quota(&change.quota, &spec, (&old.owner(), key), Some(&old))?;
         let profile = self.read().desired.profile(key, &spec)?;
         let new = Port {
             spec,
@@ -121,13 +125,27 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     /// Whether another spec can be, with the addresses that the port has.
-    fn check_change(&self, old: &Port, spec: &PortSpec, network: &Network) -> Result<(), Fault> {
+    fn check_change(
+        &self,
+        old: &Port,
+        spec: &PortSpec,
+        network: &Network,
+        by_admin: bool,
+    ) -> Result<(), Fault> {
         let records = self.read();
         let others = || ports_of(&records.desired, &old.network).filter(|port| port.name != old.name);
         alloc::check_names(&old.name, spec, others())?;
         let asked = PortSpec { ipv4: old.ipv4, ipv6: old.ipv6, ..spec.clone() };
-        let port = (&old.name, old.mac);
-        alloc::addresses(network, port, &asked, others(), std::iter::empty()).map(drop)
+        let asker = alloc::Asker {
+            name: &old.name,
+            mac: old.mac,
+            owner: old.owner(),
+            by_admin,
+            has: old.addresses().collect(),
+        };
+        let kept = records.desired.kept_addresses(network);
+        let reserved = records.desired.reservations_of(&network.name).chain(&kept);
+        alloc::addresses(network, &asker, &asked, others(), reserved).map(drop)
     }
 
     /// Brings the kernel from one record of a port to another: the rules in one transaction, then the link.

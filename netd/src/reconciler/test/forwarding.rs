@@ -194,6 +194,56 @@ fn a_target_is_one_that_the_network_has_or_had() {
 }
 
 #[test]
+fn a_forward_leads_to_no_port_of_another_owner() {
+    let (dir, kernel, mut process) = lan_fixture();
+    process.create_port(&port("lan", "web")).unwrap();
+    process.forward(&forward(80, "web")).unwrap();
+    // One that was made before anybody answered is of whoever is the first.
+    process.forward(&forward(81, "db")).unwrap();
+    process.create_port(&port("lan", "db")).unwrap();
+    let before = (process.leads_to(80), process.leads_to(81));
+    assert!(before.0.is_some() && before.1.is_some());
+    for text in ["web", "db"] {
+        process.delete_port("lan", text).unwrap();
+        process.create_port(&NewPort { owner: owner(1001), ..port("lan", text) }).unwrap();
+    }
+    for restarted in [false, true] {
+        if restarted {
+            drop(process);
+            process = Process::start(dir.path(), &kernel);
+            process.converge();
+        }
+        for number in [80, 81] {
+            assert_eq!(process.leads_to(number), None);
+            let view = process.netd().forward(&at(number)).unwrap();
+            let why = view.target.unwrap_err();
+            assert_eq!(view.state, State::Pending);
+            assert!(why.contains("is of uid 1001") && why.contains("for a port of uid 1000"), "{why}");
+        }
+        process.assert_converged();
+    }
+    for text in ["web", "db"] {
+        process.run(process.netd().delete_port(key("lan", text), None, 0)).unwrap();
+        process.create_port(&port("lan", text)).unwrap();
+    }
+    assert_eq!((process.leads_to(80), process.leads_to(81)), before);
+    process.assert_converged();
+}
+
+#[test]
+fn a_host_name_that_another_takes_over_is_not_the_forwards() {
+    let (_dir, _kernel, process) = lan_fixture();
+    process.create_port(&with_hostname("a", "web")).unwrap();
+    process.forward(&forward(80, "web")).unwrap();
+    assert!(process.leads_to(80).is_some());
+    let change = PortChange { hostname: Some(None), ..PortChange::default() };
+    process.run(process.netd().update_port(key("lan", "a"), change, 1000)).unwrap();
+    process.create_port(&NewPort { owner: owner(1001), ..with_hostname("b", "web") }).unwrap();
+    assert_eq!(process.leads_to(80), None);
+    process.assert_converged();
+}
+
+#[test]
 fn a_network_with_forwards_goes_by_force_only_and_takes_them_along() {
     let (_dir, kernel, process) = fixture();
     let before = kernel.picture();

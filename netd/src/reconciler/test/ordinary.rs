@@ -68,7 +68,7 @@ fn another_spec_of_the_same_name_is_refused() {
     process.create_port(&port("lan", "a")).unwrap();
     let unfiltered = PortSpec { filter: false, ..port("lan", "a").spec };
     for other in
-        [NewPort { owner: 1001, ..port("lan", "a") }, NewPort { spec: unfiltered, ..port("lan", "a") }]
+        [NewPort { owner: owner(1001), ..port("lan", "a") }, NewPort { spec: unfiltered, ..port("lan", "a") }]
     {
         let fault = process.create_port(&other).unwrap_err();
         assert_eq!((fault.kind(), fault.reason()), (Kind::AlreadyExists, "PORT_EXISTS"));

@@ -262,6 +262,56 @@ fn a_create_that_fails_leaves_what_is_set_aside_as_it_was() {
 }
 
 #[test]
+fn what_a_port_leaves_behind_is_its_owners() {
+    let (dir, kernel, mut process) = with_ports();
+    let first = process.netd().port(&name("lan"), &name("a")).unwrap().port;
+    process.delete_port("lan", "a").unwrap();
+    let theirs = NewPort { owner: owner(1001), ..port("lan", "a") };
+    let other = process.create_port(&theirs).unwrap().port;
+    assert!(other.ipv4 != first.ipv4 && other.mac != first.mac);
+    let named = PortSpec { extra: [first.ipv4.unwrap().into()].into(), ..theirs.spec.clone() };
+    let extra = NewPort { spec: named.clone(), owner: owner(1001), ..port("lan", "b2") };
+    assert_eq!(process.create_port(&extra).unwrap_err().reason(), "ADDRESS_TAKEN");
+    let change = PortChange { extra: Some(named.extra), ..PortChange::default() };
+    let changed = process.run(process.netd().update_port(key("lan", "a"), change, 1001));
+    assert_eq!(changed.unwrap_err().reason(), "ADDRESS_TAKEN");
+    // Both owners' are set aside now, and are so in the records.
+    process.run(process.netd().delete_port(key("lan", "a"), None, 0)).unwrap();
+    drop(process);
+    process = Process::start(dir.path(), &kernel);
+    process.converge();
+    let back = process.create_port(&port("lan", "a")).unwrap().port;
+    assert_eq!((back.ipv4, back.mac), (first.ipv4, first.mac));
+    process.delete_port("lan", "a").unwrap();
+    let back = process.create_port(&theirs).unwrap().port;
+    assert_eq!((back.ipv4, back.mac), (other.ipv4, other.mac));
+}
+
+#[test]
+fn extra_addresses_count_as_ports() {
+    let (_dir, _kernel, process) = with_ports();
+    let quota = Quota { ports_per_network: Some(4), ..Quota::default() };
+    let extra = |count: u8| (0..count).map(|at| std::net::Ipv4Addr::new(10, 1, 0, 200 + at).into()).collect();
+    let new = |count| NewPort {
+        spec: PortSpec { extra: extra(count), ..port("lan", "x").spec },
+        owner: owner(1001),
+        quota,
+        ..port("lan", "x")
+    };
+    let fault = process.create_port(&new(4)).unwrap_err();
+    assert_eq!((fault.kind(), fault.reason()), (Kind::ResourceExhausted, "PORT_QUOTA"));
+    assert!(fault.chain().contains("counts as 5"), "{}", fault.chain());
+    process.create_port(&new(2)).unwrap();
+    let change = |count| {
+        let change = PortChange { extra: Some(extra(count)), quota, ..PortChange::default() };
+        process.run(process.netd().update_port(key("lan", "x"), change, 1001))
+    };
+    assert_eq!(change(4).unwrap_err().reason(), "PORT_QUOTA");
+    change(3).unwrap();
+    change(1).unwrap();
+}
+
+#[test]
 fn a_change_that_is_not_the_uplinks_business_goes_on_without_it() {
     let (_dir, kernel, process) = with_ports();
     grow(&process, bigger()).unwrap();

@@ -43,6 +43,7 @@ fn port(name: &str, groups: &[&str]) -> wire::Port {
         rate_in: rate(100_000_000),
         rate_out: rate(20_000_000),
         groups: groups.iter().map(|name| format!("groups/{name}")).collect(),
+        tenant: "1000".into(),
     };
     wire::Port { name: name.into(), labels: labels(), spec: Some(spec), ..Default::default() }
 }

@@ -64,6 +64,7 @@ fn port(name: &str, hostname: Option<&str>) -> Port {
         ipv6: Some("fd00:1::7".parse().unwrap()),
         tap: "kvp-x".parse().unwrap(),
         owner: 0,
+        tenant: Some(String::new()),
         profile: None,
         deleting: false,
     }
