@@ -10,7 +10,7 @@ use netd::{
     services::{Engine, Services, Settings, launch},
 };
 use shared::{
-    access::{Access, Gate},
+    access::{Access, Gate, OwnUser},
     audit::{self, Audit},
     events::{EventKind, News},
     fault::{Fault, Kind},
@@ -72,7 +72,7 @@ async fn run(config: Config, group: Option<u32>, given_up: Outcome) -> Result<()
         tracing::warn!("{warning}");
     }
     let stop = shutdown::on_signal().map_err(|e| Fault::internal("cannot watch for signals").cause(&e))?;
-    let access = Access::open(config.access_file.as_deref(), group)?;
+    let access = Access::open(config.access_file.as_deref(), group, OwnUser::Nobody)?;
     access.reload_on_hangup().map_err(|e| Fault::internal("cannot watch for signals").cause(&e))?;
     let store = Store::open(&config.state_dir)?;
     let began = format!("netd {} began", env!("CARGO_PKG_VERSION"));

@@ -13,7 +13,7 @@ mod policy;
 mod redact;
 
 pub use layer::{Gate, GateLayer, Guarded};
-pub use live::{Access, DEFAULT_FILE};
+pub use live::{Access, DEFAULT_FILE, OwnUser};
 pub use policy::{Quota, Rights};
 pub use redact::redact;
 

@@ -81,7 +81,7 @@ pub async fn serve_within(
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
     ])?;
     let ended = CancellationToken::new();
-    let guard = guard::Guard::new(limits.clone(), streaming, stop.clone(), ended.clone());
+    let guard = guard::Guard::new(limits.clone(), gate.admin_uid(), streaming, stop.clone(), ended.clone());
     let server = Server::builder()
         .trace_fn(telemetry::server_span)
         .max_concurrent_streams(limits.streams_per_connection)
@@ -97,7 +97,7 @@ pub async fn serve_within(
         .layer(gate.layer())
         .add_routes(routes.add_service(health).add_service(reflection))
         .serve_with_incoming_shutdown(
-            accept::Door::new(bound, limits.clone()).connections(),
+            accept::Door::new(bound, limits.clone(), gate.admin_uid()).connections(),
             stop.clone().cancelled_owned(),
         );
     // tonic waits for idle connections too, without a bound of its own (hyperium/hyper#4170).

@@ -10,9 +10,9 @@ use std::{
 pub struct Share {
     /// Of all users.
     pub all: usize,
-    /// Of each user but root and the daemon's own.
+    /// Of each user but the privileged: root, and a daemon's own user where it is an admin.
     pub each: usize,
-    /// More that root and the daemon's own user may have, so that an operator gets in while others hold everything.
+    /// More that the privileged may have, so that an operator gets in while others hold everything.
     pub reserve: usize,
 }
 
@@ -20,7 +20,7 @@ pub struct Share {
 #[derive(Debug)]
 pub struct Slots {
     share: Share,
-    own: u32,
+    admin: u32,
     taken: Arc<Mutex<BTreeMap<u32, usize>>>,
 }
 
@@ -41,10 +41,10 @@ pub enum Full {
 }
 
 impl Slots {
-    /// None is taken yet.
+    /// None is taken yet. `admin` is privileged besides root; 0 if nobody is.
     #[must_use]
-    pub fn new(share: Share) -> Self {
-        Self { share, own: rustix::process::geteuid().as_raw(), taken: Arc::default() }
+    pub fn new(share: Share, admin: u32) -> Self {
+        Self { share, admin, taken: Arc::default() }
     }
 
     /// The limits.
@@ -59,7 +59,7 @@ impl Slots {
     /// The limit that is reached.
     pub fn take(&self, uid: u32) -> Result<Slot, Full> {
         let Share { all, each, reserve } = self.share;
-        let privileged = |uid: u32| uid == 0 || uid == self.own;
+        let privileged = |uid: u32| uid == 0 || uid == self.admin;
         let mut taken = lock(&self.taken);
         let ordinary: usize =
             taken.iter().filter(|(uid, _)| !privileged(**uid)).map(|(_, count)| count).sum();
@@ -103,7 +103,7 @@ mod test {
     use super::*;
 
     fn slots(all: usize, each: usize, reserve: usize) -> Slots {
-        Slots { share: Share { all, each, reserve }, own: 900, taken: Arc::default() }
+        Slots::new(Share { all, each, reserve }, 900)
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
 };
 use futures_util::future::join_all;
 use shared::{
-    access::{Access, Caller},
+    access::{Access, Caller, OwnUser},
     audit::{self, Audit},
     events::{EventKind, EventLog, News},
     fault::{Fault, Kind},
@@ -83,7 +83,7 @@ impl<P: Ports> Supervisor<P> {
     pub async fn open(config: &Config, ports: P, stop: CancellationToken) -> Result<Self, Fault> {
         let state_dir = private_folder(&config.state_dir, "--state-dir")?;
         let run_dir = private_folder(&config.run_dir, "--run-dir")?;
-        let access = Access::open(config.access_file.as_deref(), config.group()?)?;
+        let access = Access::open(config.access_file.as_deref(), config.group()?, OwnUser::Admin)?;
         access.reload_on_hangup().map_err(|e| Fault::internal("cannot watch for signals").cause(&e))?;
         let store = Store::open(&state_dir)?;
         let began = format!("vmd {} began", env!("CARGO_PKG_VERSION"));

@@ -42,7 +42,7 @@ pub struct Service<K> {
 
 impl<K: Kernel> Service<K> {
     pub fn new(reconciler: Reconciler<K>, stop: CancellationToken) -> Self {
-        Self { reconciler, stop, slots: Slots::new(MOST) }
+        Self { reconciler, stop, slots: Slots::new(MOST, 0) }
     }
 
     async fn open(&self, request: wire::CaptureRequest, caller: u32) -> Result<Chunks, Fault> {

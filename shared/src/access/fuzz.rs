@@ -1,7 +1,7 @@
 //! The access file, which root writes by hand.
 
 use super::{
-    Role,
+    OwnUser, Role,
     identity::Identity,
     policy::{Place, Policy},
 };
@@ -16,7 +16,7 @@ pub fn access_file(data: &[u8]) -> Result<(), String> {
         assert_eq!(fault.reason(), "ACCESS_FILE");
         fault.chain().split(['`', ':']).nth(1).unwrap_or_default().chars().take(30).collect::<String>()
     })?;
-    let place = Place { own: 1, socket_group: Some(7), group_id: &|_| None };
+    let place = Place { own: 1, own_user: OwnUser::Nobody, socket_group: Some(7), group_id: &|_| None };
     let who = |uid, groups: &[u32]| Identity { uid, user: None, groups: groups.iter().copied().collect() };
     // Whatever the file says, root stays an admin, and a stranger whom it does not name is nobody.
     assert_eq!(policy.decide(&who(0, &[]), &place).map(|rights| rights.role), Some(Role::Admin));

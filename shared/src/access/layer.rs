@@ -57,6 +57,11 @@ impl Gate {
         Ok(Self(Arc::new(Inner { access, audit, rules })))
     }
 
+    /// The uid that is an admin besides root; 0 if none is.
+    pub(crate) fn admin_uid(&self) -> u32 {
+        self.0.access.admin_uid()
+    }
+
     /// To be put around the services.
     #[must_use]
     pub fn layer(&self) -> GateLayer {

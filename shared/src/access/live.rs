@@ -35,6 +35,16 @@ const LOOKUPS: usize = 8;
 /// Tells one state of a file from another: device, inode, size, and the times of the last change, of contents and all.
 type Version = (u64, u64, u64, (i64, i64), (i64, i64));
 
+/// What a daemon's own user, where it is not root, is to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnUser {
+    /// An admin, as root is: nobody runs as that user but people, and the daemon itself.
+    Admin,
+    /// Nobody, in whichever group, unless a grant has the user: the daemon starts programs with its own uid that may
+    /// fall to others.
+    Nobody,
+}
+
 /// Who may do what, now. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Access(Arc<Inner>);
@@ -43,6 +53,7 @@ pub struct Access(Arc<Inner>);
 struct Inner {
     file: Arc<Path>,
     own: u32,
+    own_user: OwnUser,
     socket_group: Option<u32>,
     lookups: Arc<Semaphore>,
     state: Mutex<State>,
@@ -58,17 +69,17 @@ struct State {
 }
 
 impl Access {
-    /// Reads the access file. Without one, root and this process's user are admins, and members of the socket's group
-    /// are operators.
+    /// Reads the access file, which has to be root's, or an admin's who is this process's own user. Without one, root is
+    /// admin, and members of the socket's group are operators.
     ///
     /// # Errors
     /// FAILED_PRECONDITION if a named file is not there, or if the file is somebody else's to write, or not valid.
-    pub fn open(named: Option<&Path>, socket_group: Option<u32>) -> Result<Self, Fault> {
+    pub fn open(named: Option<&Path>, socket_group: Option<u32>, own_user: OwnUser) -> Result<Self, Fault> {
         let file = named.unwrap_or(Path::new(DEFAULT_FILE));
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
         let own = rustix::process::geteuid().as_raw();
         let seen = version(&file);
-        let policy = match load(&file, own) {
+        let policy = match load(&file, trusted(own, own_user)) {
             Ok(policy) => policy,
             Err(Refusal::Missing) if named.is_none() => Policy::default(),
             Err(refusal) => return Err(refusal.fault(&file)),
@@ -78,6 +89,7 @@ impl Access {
         Ok(Self(Arc::new(Inner {
             file: file.into(),
             own,
+            own_user,
             socket_group,
             lookups: Arc::new(Semaphore::new(LOOKUPS)),
             state: Mutex::new(state),
@@ -117,6 +129,12 @@ impl Access {
         self.0.socket_group
     }
 
+    /// The uid that is an admin besides root; 0 if none is.
+    #[must_use]
+    pub fn admin_uid(&self) -> u32 {
+        trusted(self.0.own, self.0.own_user)
+    }
+
     /// Why the file as it is now is not in force; `None` if it is.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
@@ -130,14 +148,18 @@ impl Access {
     /// UNAVAILABLE if the user database does not answer: then nobody knows what the caller may do.
     pub async fn caller(&self, peer: &Peer) -> Result<Option<Caller>, Fault> {
         let policy = self.current();
-        let who = if peer.uid == 0 || peer.uid == self.0.own {
+        let who = if peer.uid == 0 || peer.uid == self.admin_uid() {
             Identity { uid: peer.uid, ..Identity::default() }
         } else {
             self.look_up(peer.clone()).await?
         };
         // Names of groups are looked up only where the file has some.
-        let place =
-            Place { own: self.0.own, socket_group: self.0.socket_group, group_id: &identity::group_id };
+        let place = Place {
+            own: self.0.own,
+            own_user: self.0.own_user,
+            socket_group: self.0.socket_group,
+            group_id: &identity::group_id,
+        };
         let rights = policy.decide(&who, &place);
         Ok(rights.map(|rights| Caller::new(who.uid, who.user, rights, self.file())))
     }
@@ -178,7 +200,7 @@ impl Access {
         let file = &self.0.file;
         // Looked at first: a change in between is seen at the next use.
         state.seen = version(file);
-        match load(file, self.0.own) {
+        match load(file, self.admin_uid()) {
             Ok(policy) => {
                 warn_of_unknown_names(&policy, file);
                 state.policy = Arc::new(policy);
@@ -237,7 +259,7 @@ fn version(file: &Path) -> Option<Version> {
     Some((meta.dev(), meta.ino(), meta.size(), modified, (meta.ctime(), meta.ctime_nsec())))
 }
 
-fn load(file: &Path, own: u32) -> Result<Policy, Refusal> {
+fn load(file: &Path, trusted: u32) -> Result<Policy, Refusal> {
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Refusal::Missing,
         _ => Refusal::Unreadable(error),
@@ -254,12 +276,12 @@ fn load(file: &Path, own: u32) -> Result<Policy, Refusal> {
     if !meta.is_file() {
         return Err(Refusal::Unsafe("it is not a regular file".into()));
     }
-    only_ours("it", &meta, own)?;
+    only_ours("it", &meta, trusted)?;
     if let Some(folder) = real.parent() {
         let meta = fs::metadata(folder).map_err(Refusal::Unreadable)?;
         // In a sticky folder only the owner can replace a file.
         if meta.mode() & 0o1000 == 0 {
-            only_ours("its folder", &meta, own)?;
+            only_ours("its folder", &meta, trusted)?;
         }
     }
     let mut text = String::new();
@@ -270,9 +292,14 @@ fn load(file: &Path, own: u32) -> Result<Policy, Refusal> {
     Policy::parse(&text).map_err(Refusal::Invalid)
 }
 
-/// Whether nobody but root and the daemon can write it.
-fn only_ours(what: &str, meta: &Metadata, own: u32) -> Result<(), Refusal> {
-    if meta.uid() != 0 && meta.uid() != own {
+/// The uid that is as good as root's, or root's.
+fn trusted(own: u32, own_user: OwnUser) -> u32 {
+    if own_user == OwnUser::Admin { own } else { 0 }
+}
+
+/// Whether nobody but root and `trusted` can write it.
+fn only_ours(what: &str, meta: &Metadata, trusted: u32) -> Result<(), Refusal> {
+    if meta.uid() != 0 && meta.uid() != trusted {
         return Err(Refusal::Unsafe(format!("{what} belongs to uid {}, not to root", meta.uid())));
     }
     if meta.mode() & 0o022 != 0 {
@@ -327,7 +354,7 @@ mod test {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("access.toml");
         write(&file, &grant("viewer"));
-        let access = Access::open(Some(&file), None).unwrap();
+        let access = Access::open(Some(&file), None, OwnUser::Admin).unwrap();
         assert_eq!(role(&access).await, Some(Role::Viewer));
         write(&file, &grant("operator"));
         assert_eq!(role(&access).await, Some(Role::Operator));
@@ -348,7 +375,7 @@ mod test {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("access.toml");
         write(&file, "");
-        let access = Access::open(Some(&file), Some(4711)).unwrap();
+        let access = Access::open(Some(&file), Some(4711), OwnUser::Admin).unwrap();
         let member = Peer { groups: [4711].into(), ..peer(STRANGER) };
         let caller = access.caller(&member).await.unwrap().unwrap();
         assert_eq!(caller.rights.role, Role::Operator);
@@ -361,7 +388,7 @@ mod test {
     fn a_file_that_others_can_write_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("access.toml");
-        let refused = || Access::open(Some(&file), None).unwrap_err().chain();
+        let refused = || Access::open(Some(&file), None, OwnUser::Admin).unwrap_err().chain();
         assert!(refused().contains("not there"), "{}", refused());
         let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         write(&file, "");
@@ -373,7 +400,7 @@ mod test {
         chmod(dir.path(), 0o777);
         assert!(refused().contains("its folder can be written by others"), "{}", refused());
         chmod(dir.path(), 0o1777);
-        Access::open(Some(&file), None).unwrap();
+        Access::open(Some(&file), None, OwnUser::Admin).unwrap();
         chmod(dir.path(), 0o755);
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&file, Some(STRANGER), None).unwrap();

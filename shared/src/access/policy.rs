@@ -1,6 +1,6 @@
 //! What the access file says, and what follows for a caller. Pure.
 
-use super::{Role, identity::Identity};
+use super::{OwnUser, Role, identity::Identity};
 use crate::{
     fault::{Fault, Kind},
     name::Name,
@@ -159,8 +159,10 @@ impl Default for Policy {
 #[derive(Clone, Copy)]
 #[allow(missing_debug_implementations)]
 pub struct Place<'a> {
-    /// The daemon's own uid, which is an admin, as root is.
+    /// The daemon's own uid.
     pub own: u32,
+    /// What it is.
+    pub own_user: OwnUser,
     /// The group of the socket.
     pub socket_group: Option<u32>,
     /// The id of a group.
@@ -220,8 +222,18 @@ impl Policy {
     /// give it, all networks and the largest quotas.
     #[must_use]
     pub fn decide(&self, who: &Identity, place: &Place) -> Option<Rights> {
-        if who.uid == 0 || who.uid == place.own {
-            return Some(self.admin(if who.uid == 0 { "root" } else { "the daemon's own user" }.into()));
+        if who.uid == 0 {
+            return Some(self.admin("root".into()));
+        }
+        if who.uid == place.own {
+            match place.own_user {
+                OwnUser::Admin => return Some(self.admin("the daemon's own user".into())),
+                // Its groups are what the daemon needs, and say nothing of what the programs that it starts may.
+                OwnUser::Nobody if !who.groups.is_empty() => {
+                    return self.decide(&Identity { groups: BTreeSet::new(), ..who.clone() }, place);
+                }
+                OwnUser::Nobody => {}
+            }
         }
         let matching: Vec<&Grant> = self.grants.iter().filter(|grant| grant.names(who, place)).collect();
         let Some(standing) = matching.iter().map(|grant| grant.role).max() else {
@@ -292,9 +304,29 @@ mod test {
     }
 
     fn decide(text: &str, who: &Identity) -> Option<Rights> {
+        decide_for(OwnUser::Admin, text, who)
+    }
+
+    fn decide_for(own_user: OwnUser, text: &str, who: &Identity) -> Option<Rights> {
         let group_id = |name: &str| (name == "staff").then_some(50);
-        let place = Place { own: 70, socket_group: Some(60), group_id: &group_id };
+        let place = Place { own: 70, own_user, socket_group: Some(60), group_id: &group_id };
         Policy::parse(text).unwrap().decide(who, &place)
+    }
+
+    #[test]
+    fn a_daemons_own_user_that_is_nobody_is_so_in_any_group_but_not_against_a_grant() {
+        let role =
+            |text: &str, who: &Identity| decide_for(OwnUser::Nobody, text, who).map(|rights| rights.role);
+        let grant = |whom: &str| format!("[[grant]]\n{whom}\nrole = \"admin\"");
+        let own = who(70, "netd", &[50, 60]);
+        for text in [String::new(), grant("groups = [50, 60]"), grant("groups = [\"staff\"]")] {
+            assert_eq!(role(&text, &own), None, "{text}");
+            assert!(decide(&text, &own).unwrap().role == Role::Admin, "{text}");
+            assert!(role(&text, &who(71, "", &[50, 60])).is_some(), "others of the group, {text}");
+        }
+        assert_eq!(role(&grant("users = [70]"), &own), Some(Role::Admin));
+        assert_eq!(role(&grant("users = [\"netd\"]"), &own), Some(Role::Admin));
+        assert_eq!(role("", &who(0, "root", &[])), Some(Role::Admin));
     }
 
     #[test]

@@ -34,8 +34,9 @@ pub(super) struct Door {
 }
 
 impl Door {
-    pub fn new(bound: Bound, limits: Limits) -> Self {
-        let slots = Slots::new(limits.connections);
+    /// `admin` is privileged besides root; 0 if nobody is.
+    pub fn new(bound: Bound, limits: Limits, admin: u32) -> Self {
+        let slots = Slots::new(limits.connections, admin);
         let refusals = Arc::new(Semaphore::new(limits.refusals));
         Self { bound, limits, slots, refusals, spare: spare(), failures: 0 }
     }

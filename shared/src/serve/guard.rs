@@ -49,13 +49,15 @@ pub(super) struct Rules {
 }
 
 impl Guard {
+    /// `admin` is privileged besides root; 0 if nobody is.
     pub fn new(
         limits: Limits,
+        admin: u32,
         streaming: Streaming,
         stop: CancellationToken,
         ended: CancellationToken,
     ) -> Self {
-        let (calls, streams) = (Slots::new(limits.calls), Slots::new(limits.streams));
+        let (calls, streams) = (Slots::new(limits.calls, admin), Slots::new(limits.streams, admin));
         let rules = Rules { limits, streaming, calls, streams, stop, ended };
         Self(Arc::new(rules))
     }

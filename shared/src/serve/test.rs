@@ -2,7 +2,7 @@
 
 use super::{Api, Limits, serve_within};
 use crate::{
-    access::{Access, Gate},
+    access::{Access, Gate, OwnUser},
     audit::Audit,
     fault::{Fault, Kind},
     slots::Share,
@@ -145,7 +145,9 @@ impl Served {
         // Whoever runs the tests is the daemon's own user, and so an admin.
         let file = dir.path().join("access.toml");
         std::fs::write(&file, "").unwrap();
-        let gate = Gate::new(Access::open(Some(&file), None).unwrap(), Audit::open(dir.path()), []).unwrap();
+        let gate =
+            Gate::new(Access::open(Some(&file), None, OwnUser::Admin).unwrap(), Audit::open(dir.path()), [])
+                .unwrap();
         let api = Api { routes, descriptors: descriptors() };
         let end = stop.clone();
         let task = tokio::spawn(async move { serve_within(limits, bound, api, &gate, end).await });
