@@ -20,14 +20,16 @@ pub struct Config {
     /// Keeps what does not outlive a reboot.
     #[arg(long, value_name = "DIR", default_value = "/run/kvmctl/netd")]
     pub run_dir: PathBuf,
-    /// The program that serves DHCP and DNS.
+    /// The program that serves DHCP and DNS. It can read /usr, /lib*, /etc and its network's folder, and write to its
+    /// lease file.
     #[arg(long, value_name = "PATH", default_value = "dnsmasq")]
     pub dnsmasq: PathBuf,
     /// Group, by name or number, that may connect to the socket besides root. Without it: `kvmctl`, if there is such a group.
     #[arg(long, value_name = "GROUP", env = "KVMCTL_SOCKET_GROUP")]
     pub socket_group: Option<String>,
-    /// Says who may do what. Without it: /etc/kvmctl/access.toml, if it is there; else root and netd's own user are
-    /// admins, and members of the socket's group operators. Read again when it changes, and on SIGHUP.
+    /// Says who may do what. Without it: /etc/kvmctl/access.toml, if it is there; else root is admin, and members of
+    /// the socket's group are operators. netd's own user is nobody, whatever its groups, unless a grant names it. Read
+    /// again when it changes, and on SIGHUP.
     #[arg(long, value_name = "PATH")]
     pub access_file: Option<PathBuf>,
     /// User, by name or number, to become after a start as root: netd then keeps CAP_NET_ADMIN, CAP_NET_RAW and

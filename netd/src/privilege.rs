@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   as root:    folders and the socket are made and given to the user -> bounding set -> groups, gid, uid
-//!   as anybody: capabilities, ambient for nft and dnsmasq -> no_new_privs -> Landlock
+//!   as anybody: capabilities, ambient for nft and dnsmasq -> no_new_privs -> not dumpable -> Landlock
 //! ```
 //!
 //! All of it is a thread's own, and is inherited by the threads and programs that it makes.
@@ -15,7 +15,7 @@ use crate::config::Config;
 use rustix::{
     fs::{Gid, Uid},
     io::Errno,
-    process::geteuid,
+    process::{DumpableBehavior, geteuid, set_dumpable_behavior},
     thread::{
         CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
         configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
@@ -88,6 +88,8 @@ pub fn give_up(config: &Config, group: Option<u32>) -> Result<Outcome, Fault> {
     }
     keep(kept).map_err(|e| failed("give up capabilities", e))?;
     set_no_new_privs(true).map_err(|e| failed("give up new privileges", e))?;
+    // Programs that it starts have its uid: none may look into it, or trace it.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|e| failed("hide from debuggers", e))?;
     // Landlock knows folders that are there. Whoever needs one says why it cannot be.
     let _ = files::make(&config.state_dir, 0o700).and_then(|()| files::make(&config.run_dir, 0o711));
     outcome.warnings.extend(reach::restrict(config, outcome.socket.is_none()));

@@ -224,7 +224,7 @@ impl<K: Kernel> Reconciler<K> {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let known = self.read().warnings.clone();
-        self.0.store.warnings().into_iter().chain(known).collect()
+        self.0.store.warnings().into_iter().chain(known).chain(self.0.services.warnings()).collect()
     }
 
     /// Refuses a list of a network's objects if there is no such network. One whose record cannot be read is there.

@@ -16,6 +16,7 @@ pub mod socket;
 mod status;
 pub mod steps;
 pub mod store;
+pub mod syscalls;
 pub mod telemetry;
 pub mod time;
 pub mod watch;

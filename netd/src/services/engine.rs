@@ -1,7 +1,7 @@
 //! What should run, and that it does.
 
 use super::{
-    Lease, Stamp, Status,
+    Lease, Stamp, Status, confine,
     folder::{self, Entry, Folder},
     launch, render,
     unit::{Unit, Wanted},
@@ -181,13 +181,19 @@ pub struct Engine {
     kernel: LinuxKernel,
     services: Mutex<BTreeMap<Name, Arc<Service>>>,
     woken: Notify,
+    warnings: Vec<String>,
 }
 
 impl Engine {
-    /// An engine in which nothing runs yet.
+    /// An engine in which nothing runs yet. Warns of what this kernel lacks to confine what will.
     #[must_use]
     pub fn new(settings: Settings, kernel: LinuxKernel) -> Self {
-        Self { settings: Arc::new(settings), kernel, services: Mutex::default(), woken: Notify::new() }
+        let warnings = confine::lacking();
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        let settings = Arc::new(settings);
+        Self { settings, kernel, services: Mutex::default(), woken: Notify::new(), warnings }
     }
 
     fn services(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Service>>> {
@@ -263,6 +269,10 @@ impl Engine {
         service.unit.lock().await.take_back(&port.name, port.addresses())?;
         self.woken.notify_one();
         Ok(())
+    }
+
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
     }
 
     pub(super) fn status(&self, network: &Name) -> Status {

@@ -1,9 +1,10 @@
 //! Spawns dnsmasq behind a gate.
 //!
 //! netd runs itself as the child, which waits at its standard input until netd has recorded it, and then becomes dnsmasq
-//! in the same process. If netd dies first the pipe closes and the child ends: there is never a dnsmasq that the next
+//! in the same process, confined to what dnsmasq needs. If netd dies first the pipe closes and the child ends: there is never a dnsmasq that the next
 //! netd does not know of. The child of a cell makes the namespaces first, and says so on its standard output.
 
+use super::confine::confine;
 use crate::kernel::cell;
 use ipnet::IpNet;
 use rustix::{
@@ -18,12 +19,13 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::process::CommandExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
 };
 
 /// First argument of the child; hidden, since it is of no use to people.
 const COMMAND: &str = "__service";
+const CONFIG: &str = "--conf-file=";
 /// As a shell reports a command that cannot be executed.
 const CANNOT_EXECUTE: u8 = 127;
 /// What dnsmasq needs: its ports, raw frames to clients without an address, and the neighbour table.
@@ -56,9 +58,15 @@ pub fn spawn(binary: &Path, config: &Path, cell: Option<&[IpNet]>, log: File) ->
 
 /// How the program is told its configuration, by which it is also recognized.
 pub fn config_argument(config: &Path) -> OsString {
-    let mut argument = OsString::from("--conf-file=");
+    let mut argument = OsString::from(CONFIG);
     argument.push(config);
     argument
+}
+
+/// The folder that the configuration is in.
+fn config_folder(argument: &OsString) -> Option<PathBuf> {
+    let path = argument.to_str()?.strip_prefix(CONFIG)?;
+    Path::new(path).parent().map(Path::to_owned)
 }
 
 /// The child: `None` if this process is not one. It returns only where it fails; its stderr is the service's log.
@@ -68,8 +76,12 @@ pub fn child_main(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode> 
         return None;
     }
     let result = args.next().ok_or_else(|| io::Error::other("no place")).and_then(|place| {
-        prepare(&place.to_string_lossy())?;
         let binary = args.next().ok_or_else(|| io::Error::other("no program"))?;
+        let args: Vec<_> = args.collect();
+        let folder = args.first().and_then(config_folder).ok_or_else(|| io::Error::other("no folder"))?;
+        prepare(&place.to_string_lossy())?;
+        // What it lacks netd says, which has tried it.
+        confine(Path::new(&binary), &folder).map_err(|e| failed("confine dnsmasq", e))?;
         let error = Command::new(&binary)
             .args(args)
             .env_clear()

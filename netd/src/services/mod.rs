@@ -6,6 +6,7 @@
 //! A changed setting is another configuration file and another process; a new port is two new files, which dnsmasq
 //! notices by itself.
 
+pub mod confine;
 mod engine;
 mod folder;
 #[cfg(any(test, fuzzing))]
@@ -135,6 +136,12 @@ impl Services {
             Some(engine) => engine.remove_port(port).await,
             None => Ok(()),
         }
+    }
+
+    /// What this host lacks to keep a dnsmasq in that was taken over.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.0.as_ref().map_or_else(Vec::new, |engine| engine.warnings())
     }
 
     /// How a network is served.
