@@ -3,17 +3,16 @@
 use protox::prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
 use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf};
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 10] = [
     "access/v1/access.proto",
+    "events/v1/event.proto",
     "netd/v1/network.proto",
     "netd/v1/port.proto",
     "netd/v1/forward.proto",
     "netd/v1/capture.proto",
-    "netd/v1/event.proto",
     "netd/v1/group.proto",
     "netd/v1/host.proto",
     "netd/v1/diagnose.proto",
-    "vmd/v1/event.proto",
     "vmd/v1/vm.proto",
 ];
 

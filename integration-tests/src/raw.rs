@@ -27,6 +27,16 @@ pub enum Daemon {
 }
 
 impl Daemon {
+    /// Those that serve a call or a service: what no package of one daemon has, both.
+    #[must_use]
+    pub fn of(path: &str) -> &'static [Self] {
+        match path.trim_start_matches('/').split_once('.') {
+            Some(("netd", _)) => &[Self::Netd],
+            Some(("vmd", _)) => &[Self::Vmd],
+            _ => &[Self::Netd, Self::Vmd],
+        }
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn socket(self, host: &TestHost) -> PathBuf {

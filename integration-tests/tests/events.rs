@@ -5,7 +5,7 @@ use integration_tests::{
     host::{TestHost, program_path},
     wait,
 };
-use proto::netd::v1 as netd;
+use proto::{events::v1 as wire, netd::v1 as netd};
 use serde_json::Value;
 use shared::{
     fault::{Fault, Kind},
@@ -78,16 +78,16 @@ impl Rpc {
         Self { runtime, netd }
     }
 
-    fn events(&self) -> netd::event_service_client::EventServiceClient<Channel> {
-        netd::event_service_client::EventServiceClient::new(self.netd.clone())
+    fn events(&self) -> wire::event_service_client::EventServiceClient<Channel> {
+        wire::event_service_client::EventServiceClient::new(self.netd.clone())
     }
 
     /// All events after a position.
-    fn list(&self, since: (i64, &str)) -> Result<Vec<netd::Event>, Fault> {
+    fn list(&self, since: (i64, &str)) -> Result<Vec<wire::Event>, Fault> {
         let (mut found, mut page_token) = (Vec::new(), String::new());
         loop {
             let (since_revision, since_epoch) = (since.0, since.1.to_owned());
-            let request = netd::ListEventsRequest { since_revision, since_epoch, page_size: 0, page_token };
+            let request = wire::ListEventsRequest { since_revision, since_epoch, page_size: 0, page_token };
             let page = self.runtime.block_on(self.events().list_events(request))?.into_inner();
             found.extend(page.events);
             page_token = page.next_page_token;
@@ -220,7 +220,7 @@ fn two_thousand_changes_are_kept_a_slow_reader_is_dropped_and_the_bound_holds() 
     let begin = rpc.list((0, "")).expect("events").pop().expect("an event");
     let watch = || {
         let request =
-            netd::WatchEventsRequest { since_revision: begin.revision, since_epoch: begin.epoch.clone() };
+            wire::WatchEventsRequest { since_revision: begin.revision, since_epoch: begin.epoch.clone() };
         rpc.runtime.block_on(rpc.events().watch_events(request)).expect("watch").into_inner()
     };
     // One that does not read, and for which the connection buffers little.
@@ -234,7 +234,7 @@ fn two_thousand_changes_are_kept_a_slow_reader_is_dropped_and_the_bound_holds() 
         endpoint.initial_stream_window_size(16 << 10).connect_lazy()
     };
     let request =
-        netd::WatchEventsRequest { since_revision: begin.revision, since_epoch: begin.epoch.clone() };
+        wire::WatchEventsRequest { since_revision: begin.revision, since_epoch: begin.epoch.clone() };
     let mut slow = lazy.runtime.block_on(lazy.events().watch_events(request)).expect("watch").into_inner();
     let mut brisk = watch();
     let mut heard = Vec::new();
@@ -243,7 +243,7 @@ fn two_thousand_changes_are_kept_a_slow_reader_is_dropped_and_the_bound_holds() 
         loop {
             let event =
                 rpc.runtime.block_on(brisk.message()).expect("the other is not held up").expect("an event");
-            if event.kind() == netd::EventKind::Updated {
+            if event.kind() == wire::EventKind::Updated {
                 heard.push(event.revision);
                 break;
             }
@@ -251,13 +251,13 @@ fn two_thousand_changes_are_kept_a_slow_reader_is_dropped_and_the_bound_holds() 
     }
     assert_eq!(heard.len(), CHANGES);
     let kept = rpc.list((begin.revision, &begin.epoch)).expect("kept");
-    let changes = kept.iter().filter(|event| event.kind() == netd::EventKind::Updated);
+    let changes = kept.iter().filter(|event| event.kind() == wire::EventKind::Updated);
     assert_eq!(
         changes.map(|event| event.revision).collect::<Vec<_>>(),
         heard,
         "2,000 changes are within the bound"
     );
-    let asked = kept.iter().filter(|event| event.kind() == netd::EventKind::Audit);
+    let asked = kept.iter().filter(|event| event.kind() == wire::EventKind::Audit);
     let by = format!("uid {}: UpdateGroup: OK", rustix::process::getuid().as_raw());
     assert!(
         asked.clone().count() >= CHANGES - 1 && asked.clone().all(|event| event.message == by),
@@ -281,13 +281,13 @@ fn two_thousand_changes_are_kept_a_slow_reader_is_dropped_and_the_bound_holds() 
     for (revision, epoch) in
         [(begin.revision, "00000000"), (i64::MAX, ""), (begin.revision + 100_000, &begin.epoch)]
     {
-        let request = netd::WatchEventsRequest { since_revision: revision, since_epoch: epoch.to_owned() };
+        let request = wire::WatchEventsRequest { since_revision: revision, since_epoch: epoch.to_owned() };
         let status = rpc.runtime.block_on(rpc.events().watch_events(request)).expect_err("gone");
         assert_eq!((status.code(), Fault::from(status).reason()), (Code::FailedPrecondition, "EVENTS_GONE"));
     }
     for (revision, epoch, token) in [(-1, "", ""), (1, "ä", ""), (1, "a.b", ""), (0, "", "x"), (0, "", "-")]
     {
-        let request = netd::ListEventsRequest {
+        let request = wire::ListEventsRequest {
             since_revision: revision,
             since_epoch: epoch.to_owned(),
             page_size: 0,

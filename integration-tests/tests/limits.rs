@@ -253,8 +253,9 @@ fn a_defect_in_one_call_is_that_calls_only() {
         let mut vmd = VmdHost::new(Daemon::Vmd.channel(&host));
         // A stream of the same connection.
         let mut watch =
-            proto::netd::v1::event_service_client::EventServiceClient::new(Daemon::Netd.channel(&host));
-        let stream = watch.watch_events(proto::netd::v1::WatchEventsRequest::default()).await.expect("watch");
+            proto::events::v1::event_service_client::EventServiceClient::new(Daemon::Netd.channel(&host));
+        let stream =
+            watch.watch_events(proto::events::v1::WatchEventsRequest::default()).await.expect("watch");
         fn broken<T>(message: T) -> Request<T> {
             let mut request = Request::new(message);
             request.metadata_mut().insert("kvmctl-debug-panic", "call".parse().expect("text"));

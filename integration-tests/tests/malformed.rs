@@ -73,14 +73,16 @@ fn requests_that_are_wrong_are_refused_and_change_nothing() {
     }
     assert!(services.len() >= 10, "{:?}", services.keys());
     let requests = if soak() { 5 * REQUESTS } else { REQUESTS };
-    for (number, (service, methods)) in services.iter().enumerate() {
-        let daemon = if service.starts_with("netd.") { Daemon::Netd } else { Daemon::Vmd };
+    let served = services.iter().flat_map(|(service, methods)| {
+        Daemon::of(service).iter().map(move |daemon| (*daemon, service, methods))
+    });
+    for (number, (daemon, service, methods)) in served.enumerate() {
         let seen = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("runtime")
             .block_on(ask(&host, daemon, &api, methods, (seed.wrapping_add(number as u64), requests)));
-        println!("{service}: {requests} requests of {} calls: {seen:?}", methods.len());
+        println!("{service} of {daemon:?}: {requests} requests of {} calls: {seen:?}", methods.len());
     }
     let log = host.logs();
     assert!(!log.contains("panicked") && !log.contains("a defect"), "{log}");

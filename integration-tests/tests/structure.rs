@@ -136,7 +136,7 @@ fn every_fault_has_its_test_or_its_reason() {
 
 #[test]
 fn every_element_of_the_api_has_a_comment() {
-    for folder in ["proto/netd/v1", "proto/vmd/v1"] {
+    for folder in ["proto/access/v1", "proto/events/v1", "proto/netd/v1", "proto/vmd/v1"] {
         for entry in fs::read_dir(workspace().join(folder)).expect("folder").flatten() {
             let text = fs::read_to_string(entry.path()).expect("proto");
             let mut before = "";

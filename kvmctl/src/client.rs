@@ -3,16 +3,14 @@
 
 use crate::cli::{DaemonName, Global};
 use proto::{
+    events::v1::event_service_client::EventServiceClient,
     netd::v1::{
         capture_service_client::CaptureServiceClient, diagnose_service_client::DiagnoseServiceClient,
-        event_service_client::EventServiceClient, forward_service_client::ForwardServiceClient,
-        group_service_client::GroupServiceClient, host_service_client::HostServiceClient as NetdHostClient,
+        forward_service_client::ForwardServiceClient, group_service_client::GroupServiceClient,
+        host_service_client::HostServiceClient as NetdHostClient,
         network_service_client::NetworkServiceClient, port_service_client::PortServiceClient,
     },
-    vmd::v1::{
-        event_service_client::EventServiceClient as VmEventServiceClient,
-        host_service_client::HostServiceClient as VmdHostClient, vm_service_client::VmServiceClient,
-    },
+    vmd::v1::{host_service_client::HostServiceClient as VmdHostClient, vm_service_client::VmServiceClient},
 };
 use shared::{
     fault::{Fault, Kind},
@@ -77,22 +75,13 @@ impl Clients {
         Ok(CaptureServiceClient::with_interceptor(self.netd.channel()?, Inject))
     }
 
-    /// netd's events.
+    /// A daemon's events.
     ///
     /// # Errors
     /// If the address cannot be used.
-    pub fn events(&self) -> Result<EventServiceClient<Traced>, Fault> {
-        Ok(EventServiceClient::with_interceptor(self.netd.channel()?, Inject)
-            .max_decoding_message_size(LARGEST_ANSWER))
-    }
-
-    /// vmd's events.
-    ///
-    /// # Errors
-    /// If the address cannot be used.
-    pub fn vm_events(&self) -> Result<VmEventServiceClient<Traced>, Fault> {
-        Ok(VmEventServiceClient::with_interceptor(self.vmd.channel()?, Inject)
-            .max_decoding_message_size(LARGEST_ANSWER))
+    pub fn events(&self, daemon: DaemonName) -> Result<EventServiceClient<Traced>, Fault> {
+        let client = EventServiceClient::with_interceptor(self.of(daemon).channel()?, Inject);
+        Ok(client.max_decoding_message_size(LARGEST_ANSWER))
     }
 
     /// One of both.

@@ -2,14 +2,12 @@
 
 mod caller;
 pub mod diagnose;
-mod event;
 mod forward;
 mod group;
 mod port;
 mod service;
 
 pub use caller::caller;
-pub use event::{event, message};
 pub use forward::{forward, forward_key, new_forward};
 pub use group::{group, group_change, new_group};
 pub use port::{Seen, new_port, port, port_change, port_key};
@@ -239,7 +237,7 @@ fn host_address(net: IpNet, example: &str) -> Result<(), Fault> {
 }
 
 fn time(time: Timestamp) -> Option<prost_types::Timestamp> {
-    Some(prost_types::Timestamp { seconds: time.seconds, nanos: time.nanos })
+    Some(shared::wire::timestamp(time))
 }
 
 fn state(state: &State, deleting: bool) -> (wire::ObjectState, String) {

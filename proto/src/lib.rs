@@ -24,6 +24,12 @@ pub mod access {
     }
 }
 
+pub mod events {
+    pub mod v1 {
+        tonic::include_proto!("events.v1");
+    }
+}
+
 pub mod netd {
     pub mod v1 {
         tonic::include_proto!("netd.v1");

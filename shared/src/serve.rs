@@ -7,9 +7,12 @@ mod guard;
 mod limits;
 mod methods;
 mod request;
+mod stream;
 mod words;
 
+pub use guard::ending;
 pub use limits::{LONG_CALLS, Limits};
+pub use stream::{Messages, until_end};
 
 use crate::{
     access::Gate,

@@ -2,15 +2,13 @@
 
 mod caller;
 mod emit;
-mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod nic;
 mod parse;
 
 pub use caller::caller;
-pub use emit::{accelerator, broken_vm, containment, timestamp, vm, vm_of_another};
-pub use event::{event, message};
+pub use emit::{accelerator, broken_vm, containment, vm, vm_of_another};
 pub use parse::{labels, resource, spec, stop_timeout};
 
 /// Collection of machines in resource names.

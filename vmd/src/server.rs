@@ -13,29 +13,32 @@ use crate::{
     ports::Ports,
     supervisor::{NewVm, Supervisor, not_found},
 };
-use futures_util::{Stream, StreamExt as _, stream};
-use proto::vmd::v1::{
-    self as wire, AttachConsoleRequest, ConsoleChunk, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
-    GetHostRequest, GetVmRequest, ListVmsRequest, ListVmsResponse, PauseVmRequest, ReadConsoleLogRequest,
-    ResetVmRequest, ResumeVmRequest, StartVmRequest, StopVmRequest, WatchVmRequest,
-    event_service_server::EventServiceServer,
-    host_service_server::{HostService, HostServiceServer},
-    vm_service_server::{VmService, VmServiceServer},
+use futures_util::{StreamExt as _, stream};
+use proto::{
+    events::v1::event_service_server::EventServiceServer,
+    vmd::v1::{
+        self as wire, AttachConsoleRequest, ConsoleChunk, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
+        GetHostRequest, GetVmRequest, ListVmsRequest, ListVmsResponse, PauseVmRequest, ReadConsoleLogRequest,
+        ResetVmRequest, ResumeVmRequest, StartVmRequest, StopVmRequest, WatchVmRequest,
+        host_service_server::{HostService, HostServiceServer},
+        vm_service_server::{VmService, VmServiceServer},
+    },
 };
 use shared::{
     access::Caller,
     fault::{Fault, Kind},
     name::Name,
+    serve::{Messages, ending},
+    wire::EventService,
 };
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 const PAGE: usize = 1000;
 
 type Answer<T> = Result<Response<T>, Status>;
-type Chunks = Pin<Box<dyn Stream<Item = Result<ConsoleChunk, Status>> + Send>>;
-type Vms = Pin<Box<dyn Stream<Item = Result<wire::Vm, Status>> + Send>>;
+type Chunks = Messages<ConsoleChunk>;
 
 #[derive(Clone, Debug)]
 struct Server<P> {
@@ -45,17 +48,11 @@ struct Server<P> {
 
 /// All services, to be served behind a gate that knows the caller by the supervisor's access file.
 pub fn routes<P: Ports>(supervisor: Supervisor<P>, stop: CancellationToken) -> Routes {
+    let events = EventService::new(supervisor.log().clone(), stop.clone());
     let server = Arc::new(Server { supervisor, stop });
     Routes::new(VmServiceServer::from_arc(Arc::clone(&server)))
-        .add_service(EventServiceServer::from_arc(Arc::clone(&server)))
+        .add_service(EventServiceServer::new(events))
         .add_service(HostServiceServer::from_arc(server))
-}
-
-/// What a stream ends with when vmd does.
-fn ending() -> Status {
-    Fault::new(Kind::Unavailable, "ENDING", "vmd is ending; guests go on")
-        .hint("connect again when vmd is back")
-        .into()
 }
 
 impl<P: Ports> Server<P> {
@@ -117,8 +114,8 @@ fn shown(caller: &Caller, vm: &Vm) -> wire::Vm {
 
 #[tonic::async_trait]
 impl<P: Ports> VmService for Server<P> {
-    type WatchVmStream = Vms;
-    type WatchVmsStream = watch::Messages<wire::WatchVmsResponse>;
+    type WatchVmStream = Messages<wire::Vm>;
+    type WatchVmsStream = Messages<wire::WatchVmsResponse>;
     type ReadConsoleLogStream = Chunks;
     type AttachConsoleStream = Chunks;
 
@@ -217,7 +214,7 @@ impl<P: Ports> VmService for Server<P> {
         self.verb(&Caller::of(&request)?, &request.get_ref().name, Verb::Resume).await
     }
 
-    async fn watch_vm(&self, request: Request<WatchVmRequest>) -> Answer<Vms> {
+    async fn watch_vm(&self, request: Request<WatchVmRequest>) -> Answer<Messages<wire::Vm>> {
         let caller = Caller::of(&request)?;
         let (name, handle) = self.handle(&request.into_inner().name)?;
         let mut watch = handle.watch;
@@ -228,12 +225,12 @@ impl<P: Ports> VmService for Server<P> {
             let (mut watch, stop, name, caller) = state?;
             let changed = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Some((Err(ending()), None)),
+                () = stop.cancelled() => return Some((Err(ending().into()), None)),
                 changed = watch.changed() => changed,
             };
             let item = match changed {
                 Ok(()) => Ok(shown(&caller, &watch.borrow_and_update().clone())),
-                Err(_) if stop.is_cancelled() => Err(ending()),
+                Err(_) if stop.is_cancelled() => Err(ending().into()),
                 Err(_) => Err(not_found(&name).into()),
             };
             let rest = item.is_ok().then_some((watch, stop, name, caller));

@@ -17,8 +17,13 @@ use tower::{Service as _, ServiceExt as _};
 const SECRET: &str = "hunter2";
 
 /// The bytes of an answer; of a stream, those of what comes at once.
-fn answer(host: &TestHost, uid: u32, path: &str, stream: bool, message: &[u8]) -> Vec<u8> {
-    let daemon = if path.starts_with("/vmd.") { Daemon::Vmd } else { Daemon::Netd };
+fn answer(
+    host: &TestHost,
+    daemon: Daemon,
+    uid: u32,
+    (path, stream): (&str, bool),
+    message: &[u8],
+) -> Vec<u8> {
     as_user(uid, VMD_UID, || {
         runtime().block_on(async {
             let mut channel = daemon.channel(host);
@@ -129,9 +134,14 @@ fn no_viewer_is_shown_a_host_path_or_a_kernel_command_line() {
         method.role == Role::Viewer.as_str_name().trim_start_matches("ROLE_").to_lowercase()
     };
     let (mut asked, mut bytes, mut told) = (0, 0, 0);
-    for method in Api::new().methods.iter().filter(|method| viewers(&method.path)) {
+    let methods = Api::new().methods;
+    let calls = methods
+        .iter()
+        .filter(|method| viewers(&method.path))
+        .flat_map(|method| Daemon::of(&method.path).iter().map(move |daemon| (*daemon, method)));
+    for (daemon, method) in calls {
         let message = request(&method.path);
-        let seen = answer(&host, VIEWER, &method.path, method.stream, &message);
+        let seen = answer(&host, daemon, VIEWER, (&method.path, method.stream), &message);
         // The access file is the one that a refusal names, too.
         let seen = String::from_utf8_lossy(&seen).replace(&host.path("access.toml"), "").into_bytes();
         assert!(!seen.is_empty(), "{}: nothing was shown", method.path);
@@ -144,7 +154,7 @@ fn no_viewer_is_shown_a_host_path_or_a_kernel_command_line() {
             );
         }
         // The same asked by root shows what was kept back: the test would see it.
-        let all = answer(&host, 0, &method.path, method.stream, &message);
+        let all = answer(&host, daemon, 0, (&method.path, method.stream), &message);
         let all = String::from_utf8_lossy(&all).replace(&host.path("access.toml"), "").into_bytes();
         told += usize::from(holds(&all, &folder) || holds(&all, SECRET));
         asked += 1;

@@ -10,7 +10,7 @@ use crate::{
     },
     parse::{Cursor, Place},
 };
-use proto::{netd::v1 as netd, vmd::v1 as vmd};
+use proto::events::v1 as wire;
 use shared::fault::{Fault, Kind};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -124,22 +124,12 @@ async fn page(
     clients: &Clients,
 ) -> Result<(Vec<Event>, String, Place), Fault> {
     let Place { epoch: since_epoch, revision: since_revision } = since.clone();
-    match daemon {
-        DaemonName::Netd => {
-            let request = netd::ListEventsRequest { since_revision, page_size: 0, page_token, since_epoch };
-            let mut events = clients.events()?;
-            let page = clients.netd.call(DEADLINE, events.list_events(within(DEADLINE, request))).await?;
-            let events = page.events.into_iter().map(Event::from).collect();
-            Ok((events, page.next_page_token, Place { epoch: page.epoch, revision: page.revision }))
-        }
-        DaemonName::Vmd => {
-            let request = vmd::ListEventsRequest { since_revision, page_size: 0, page_token, since_epoch };
-            let mut events = clients.vm_events()?;
-            let page = clients.vmd.call(DEADLINE, events.list_events(within(DEADLINE, request))).await?;
-            let events = page.events.into_iter().map(Event::from).collect();
-            Ok((events, page.next_page_token, Place { epoch: page.epoch, revision: page.revision }))
-        }
-    }
+    let request = wire::ListEventsRequest { since_revision, page_size: 0, page_token, since_epoch };
+    let mut events = clients.events(daemon)?;
+    let daemon = clients.of(daemon);
+    let page = daemon.call(DEADLINE, events.list_events(within(DEADLINE, request))).await?;
+    let events = page.events.into_iter().map(|event| Event::of(daemon.name(), event)).collect();
+    Ok((events, page.next_page_token, Place { epoch: page.epoch, revision: page.revision }))
 }
 
 async fn follow(
@@ -209,7 +199,7 @@ async fn hear(
                     }
                 }
                 loop {
-                    match stream.next(clients.of(daemon)).await {
+                    match next(&mut stream, clients.of(daemon)).await {
                         Ok(event) => {
                             place = event.place();
                             if tell.send(Heard::Event(event)).await.is_err() {
@@ -256,7 +246,7 @@ async fn begin(
     asked: &Events,
     place: &Place,
     clients: &Clients,
-) -> Result<(Vec<Event>, Watch), Fault> {
+) -> Result<(Vec<Event>, Streaming<wire::Event>), Fault> {
     if place.revision > 0 {
         return Ok((Vec::new(), open(daemon, place, clients).await?));
     }
@@ -265,21 +255,10 @@ async fn begin(
     Ok((listed.events, watch))
 }
 
-/// One daemon's watch.
-enum Watch {
-    Netd(Streaming<netd::Event>),
-    Vmd(Streaming<vmd::Event>),
-}
-
-impl Watch {
-    /// The next event; UNAVAILABLE at the end of the stream, which is that of the daemon.
-    async fn next(&mut self, daemon: &Daemon) -> Result<Event, Fault> {
-        let event = match self {
-            Self::Netd(stream) => stream.message().await.map(|event| event.map(Event::from)),
-            Self::Vmd(stream) => stream.message().await.map(|event| event.map(Event::from)),
-        };
-        event.map_err(|status| daemon.fault(status))?.ok_or_else(|| ended(daemon))
-    }
+/// The next event of a daemon's watch; UNAVAILABLE at the end of the stream, which is that of the daemon.
+async fn next(stream: &mut Streaming<wire::Event>, daemon: &Daemon) -> Result<Event, Fault> {
+    let event = stream.message().await.map_err(|status| daemon.fault(status))?;
+    event.map(|event| Event::of(daemon.name(), event)).ok_or_else(|| ended(daemon))
 }
 
 /// The fault of a watch that the daemon has ended.
@@ -287,18 +266,9 @@ pub(super) fn ended(daemon: &Daemon) -> Fault {
     Fault::new(Kind::Unavailable, "ENDED", format!("{} has ended", daemon.name()))
 }
 
-async fn open(daemon: DaemonName, place: &Place, clients: &Clients) -> Result<Watch, Fault> {
+async fn open(daemon: DaemonName, place: &Place, clients: &Clients) -> Result<Streaming<wire::Event>, Fault> {
     let Place { epoch: since_epoch, revision: since_revision } = place.clone();
-    match daemon {
-        DaemonName::Netd => {
-            let request = Request::new(netd::WatchEventsRequest { since_revision, since_epoch });
-            let mut events = clients.events()?;
-            clients.netd.call(DEADLINE, events.watch_events(request)).await.map(Watch::Netd)
-        }
-        DaemonName::Vmd => {
-            let request = Request::new(vmd::WatchEventsRequest { since_revision, since_epoch });
-            let mut events = clients.vm_events()?;
-            clients.vmd.call(DEADLINE, events.watch_events(request)).await.map(Watch::Vmd)
-        }
-    }
+    let request = Request::new(wire::WatchEventsRequest { since_revision, since_epoch });
+    let mut events = clients.events(daemon)?;
+    clients.of(daemon).call(DEADLINE, events.watch_events(request)).await
 }

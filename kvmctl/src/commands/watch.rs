@@ -11,7 +11,7 @@ use crate::{
         watched::{Change, Watched},
     },
 };
-use proto::{netd::v1 as netd, vmd::v1 as vmd};
+use proto::{events::v1::ChangeType, netd::v1 as netd, vmd::v1 as vmd};
 use shared::{
     fault::{Fault, Kind},
     name::Name,
@@ -27,7 +27,7 @@ trait Message {
     fn parts(self) -> (Option<Watched<Self::Object>>, i64, String);
 }
 
-/// A message of one daemon's types; both have the same shape.
+/// A message of one sort of object; all have the same shape.
 macro_rules! message {
     ($package:ident, $response:ident, $field:ident, $object:ident) => {
         impl Message for $package::$response {
@@ -35,12 +35,12 @@ macro_rules! message {
 
             fn parts(self) -> (Option<Watched<$object>>, i64, String) {
                 let change = match self.change() {
-                    $package::ChangeType::Present => Some(Change::Present),
-                    $package::ChangeType::Synced => Some(Change::Synced),
-                    $package::ChangeType::Changed => Some(Change::Changed),
-                    $package::ChangeType::Deleted => Some(Change::Deleted),
+                    ChangeType::Present => Some(Change::Present),
+                    ChangeType::Synced => Some(Change::Synced),
+                    ChangeType::Changed => Some(Change::Changed),
+                    ChangeType::Deleted => Some(Change::Deleted),
                     // What a newer daemon tells besides.
-                    $package::ChangeType::Unspecified => None,
+                    ChangeType::Unspecified => None,
                 };
                 let resource = self.$field.as_ref().map(|object| object.name.clone());
                 let object = self.$field.map($object::from);

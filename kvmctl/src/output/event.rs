@@ -7,7 +7,7 @@ use super::{
     word,
 };
 use crate::parse::{Cursor, Place};
-use proto::{netd::v1 as netd, vmd::v1 as vmd};
+use proto::events::v1 as wire;
 use serde::Serialize;
 
 /// Something that happened.
@@ -41,6 +41,23 @@ impl Event {
         Place { epoch: self.epoch.clone(), revision: self.revision }
     }
 
+    /// What a daemon told.
+    #[must_use]
+    pub fn of(daemon: &'static str, event: wire::Event) -> Self {
+        let kind = wire::EventKind::try_from(event.kind).ok().map(|kind| kind.as_str_name());
+        Self {
+            cursor: String::new(),
+            daemon,
+            revision: event.revision,
+            epoch: event.epoch,
+            time: rfc3339(event.time.as_ref()),
+            kind: word(kind, "EVENT_KIND_", "unknown"),
+            resource: set(event.resource),
+            message: event.message,
+            at: event.time.map_or((0, 0), |time| (time.seconds, time.nanos)),
+        }
+    }
+
     /// That events of a daemon were lost.
     #[must_use]
     pub fn gone(daemon: &'static str, place: &Place) -> Self {
@@ -54,40 +71,6 @@ impl Event {
             resource: None,
             message: format!("events of {daemon} were lost: list the objects again"),
             at: (0, 0),
-        }
-    }
-}
-
-impl From<netd::Event> for Event {
-    fn from(event: netd::Event) -> Self {
-        let kind = netd::EventKind::try_from(event.kind).ok().map(|kind| kind.as_str_name());
-        Self {
-            cursor: String::new(),
-            daemon: "netd",
-            revision: event.revision,
-            epoch: event.epoch,
-            time: rfc3339(event.time.as_ref()),
-            kind: word(kind, "EVENT_KIND_", "unknown"),
-            resource: set(event.resource),
-            message: event.message,
-            at: event.time.map_or((0, 0), |time| (time.seconds, time.nanos)),
-        }
-    }
-}
-
-impl From<vmd::Event> for Event {
-    fn from(event: vmd::Event) -> Self {
-        let kind = vmd::EventKind::try_from(event.kind).ok().map(|kind| kind.as_str_name());
-        Self {
-            cursor: String::new(),
-            daemon: "vmd",
-            revision: event.revision,
-            epoch: event.epoch,
-            time: rfc3339(event.time.as_ref()),
-            kind: word(kind, "EVENT_KIND_", "unknown"),
-            resource: set(event.resource),
-            message: event.message,
-            at: event.time.map_or((0, 0), |time| (time.seconds, time.nanos)),
         }
     }
 }
@@ -150,14 +133,18 @@ mod test {
     use super::*;
     use proptest::prelude::*;
 
-    fn netd(revision: i64, seconds: i64) -> Event {
+    fn event(daemon: &'static str, revision: i64, seconds: i64) -> Event {
         let time = Some(prost_types::Timestamp { seconds, nanos: 0 });
-        netd::Event { revision, time, epoch: "aa".into(), ..Default::default() }.into()
+        let epoch = if daemon == "netd" { "aa" } else { "bb" };
+        Event::of(daemon, wire::Event { revision, time, epoch: epoch.into(), ..Default::default() })
+    }
+
+    fn netd(revision: i64, seconds: i64) -> Event {
+        event("netd", revision, seconds)
     }
 
     fn vmd(revision: i64, seconds: i64) -> Event {
-        let time = Some(prost_types::Timestamp { seconds, nanos: 0 });
-        vmd::Event { revision, time, epoch: "bb".into(), ..Default::default() }.into()
+        event("vmd", revision, seconds)
     }
 
     proptest! {

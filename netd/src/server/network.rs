@@ -1,12 +1,9 @@
 //! `netd.v1.NetworkService`.
 
-use super::{
-    page, shown,
-    watch::{self, Messages},
-};
+use super::{page, shown, watch};
 use crate::{convert, kernel::Kernel, model::IfName, reconciler::Reconciler};
 use proto::netd::v1 as wire;
-use shared::{access::Caller, events::Cursor, fault::Fault, name::Name};
+use shared::{access::Caller, events::Cursor, fault::Fault, name::Name, serve::Messages};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 

@@ -1,9 +1,6 @@
 //! `netd.v1.PortService`.
 
-use super::{
-    page, shown,
-    watch::{self, Messages},
-};
+use super::{page, shown, watch};
 use crate::{
     convert::{self, Seen},
     kernel::Kernel,
@@ -15,6 +12,7 @@ use shared::{
     events::Cursor,
     fault::{Fault, Kind},
     name::Name,
+    serve::Messages,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};

@@ -30,9 +30,3 @@ pub fn forward(caller: &Caller, mut forward: wire::Forward) -> wire::Forward {
     }
     forward
 }
-
-/// An event.
-pub fn event(caller: &Caller, mut event: wire::Event) -> wire::Event {
-    event.message = caller.words(&event.message);
-    event
-}

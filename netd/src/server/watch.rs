@@ -6,21 +6,18 @@ use crate::{
     kernel::Kernel,
     reconciler::Reconciler,
 };
-use futures_util::{Stream, StreamExt as _};
+use futures_util::StreamExt as _;
 use proto::netd::v1 as wire;
 use shared::{
     access::Caller,
     events::Cursor,
     fault::Fault,
     name::Name,
+    serve::{Messages, until_end},
     watch::{self, Message, Source},
+    wire::change,
 };
-use std::pin::Pin;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
-
-/// A stream of a service.
-pub type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[derive(Debug)]
 struct Networks<K>(Reconciler<K>, Caller);
@@ -62,7 +59,7 @@ pub fn networks<K: Kernel>(
 ) -> Result<Messages<wire::WatchNetworksResponse>, Fault> {
     let send = |message: Message<wire::Network>| {
         let gone = |name| wire::Network { name, ..Default::default() };
-        let (change, network, revision, epoch) = convert::message(message, gone);
+        let (change, network, revision, epoch) = change(message, gone);
         wire::WatchNetworksResponse { change: change.into(), network, revision, epoch }
     };
     watch(reconciler, since, Networks(reconciler.clone(), caller), (stop, send))
@@ -117,19 +114,18 @@ pub fn ports<K: Kernel>(
 ) -> Result<Messages<wire::WatchPortsResponse>, Fault> {
     let send = |message: Message<wire::Port>| {
         let gone = |name| wire::Port { name, ..Default::default() };
-        let (change, port, revision, epoch) = convert::message(message, gone);
+        let (change, port, revision, epoch) = change(message, gone);
         wire::WatchPortsResponse { change: change.into(), port, revision, epoch }
     };
     watch(reconciler, since, Ports { reconciler: reconciler.clone(), network, caller }, (stop, send))
 }
 
-fn watch<K: Kernel, S: Source, T: 'static>(
+fn watch<K: Kernel, S: Source, T: Send + 'static>(
     reconciler: &Reconciler<K>,
     since: &Cursor,
     source: S,
     (stop, send): (CancellationToken, impl Fn(Message<S::Object>) -> T + Send + 'static),
 ) -> Result<Messages<T>, Fault> {
     let messages = watch::objects(reconciler.log(), since, source)?;
-    let messages = messages.map(move |message| Ok(send(message?)));
-    Ok(messages.take_until(stop.cancelled_owned()).boxed())
+    Ok(until_end(messages.map(move |message| message.map(&send)), stop))
 }

@@ -219,8 +219,9 @@ pub(super) fn too_late(path: &str, allowed: Duration) -> Fault {
     .meta("value", format!("{allowed:?}"))
 }
 
-/// What calls end with when the daemon does.
-pub(super) fn ending() -> Fault {
+/// What calls and streams end with when the daemon does: UNAVAILABLE, ENDING.
+#[must_use]
+pub fn ending() -> Fault {
     Fault::new(Kind::Unavailable, "ENDING", "the daemon is ending; guests and networks go on")
         .hint("try again when it is back; what was asked for may have happened: look again")
 }

@@ -10,13 +10,7 @@ use crate::{
     ports,
 };
 use proto::vmd::v1 as wire;
-use shared::{access::redact, name::Name, time::Timestamp};
-
-/// A recorded time.
-#[must_use]
-pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
-    prost_types::Timestamp { seconds: time.seconds, nanos: time.nanos }
-}
+use shared::{access::redact, name::Name, wire::timestamp};
 
 /// A machine.
 #[must_use]

@@ -1,12 +1,13 @@
 //! The streams of a console.
 
-use super::{Chunks, ending};
+use super::Chunks;
 use crate::{console::Writer, driver::Handle, supervisor::not_found};
 use futures_util::{StreamExt as _, future::pending};
 use proto::vmd::v1::{AttachConsoleRequest, ConsoleChunk, ConsoleOpen, attach_console_request::Message};
 use shared::{
     fault::{Fault, Kind},
     name::Name,
+    serve::ending,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,7 +46,7 @@ pub(super) fn log(view: View, follow: bool) -> Chunks {
         let result = tokio::select! {
             // First: the end of vmd ends the machine's watch too, which must not be taken for its deletion.
             biased;
-            () = stop.cancelled() => Err(ending()),
+            () = stop.cancelled() => Err(ending().into()),
             result = output(view, follow, &sender) => result,
             () = sender.closed() => return,
         };
@@ -61,7 +62,7 @@ pub(super) fn attach(view: View, stream: Streaming<AttachConsoleRequest>, writer
         let stop = view.stop.clone();
         let result = tokio::select! {
             biased;
-            () = stop.cancelled() => Err(ending()),
+            () = stop.cancelled() => Err(ending().into()),
             result = output(view, true, &sender) => result,
             result = input(stream, writer) => result,
             () = sender.closed() => return,

@@ -1,21 +1,17 @@
-//! What happened, and what becomes of machines, as streams.
+//! What becomes of machines, as a stream.
 
-use super::{Answer, Server, ending, shown};
+use super::{Server, shown};
 use crate::{convert, ports::Ports, supervisor::Supervisor};
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::StreamExt as _;
 use proto::vmd::v1 as wire;
 use shared::{
     access::Caller,
-    events::{Cursor, Event},
+    events::Cursor,
     fault::Fault,
+    serve::{Messages, until_end},
     watch,
+    wire::change,
 };
-use std::pin::Pin;
-use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
-
-/// A stream of a service.
-pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Where the machines of a watch are looked up.
 struct Vms<P>(Supervisor<P>, Caller);
@@ -42,23 +38,6 @@ impl<P: Ports> watch::Source for Vms<P> {
     }
 }
 
-/// An event as the caller may see it.
-fn told(caller: &Caller, event: &Event) -> wire::Event {
-    let mut event = convert::event(event);
-    event.message = caller.words(&event.message);
-    event
-}
-
-/// A stream that says so when vmd ends.
-fn until_end<T: Send + 'static>(
-    stream: impl Stream<Item = Result<T, Fault>> + Send + 'static,
-    stop: CancellationToken,
-) -> Messages<T> {
-    let end = stream::once(stop.clone().cancelled_owned()).map(|()| Err(ending()));
-    let stream = stream.map(|item| item.map_err(Status::from)).take_until(stop.cancelled_owned());
-    watch::until_error(stream.chain(end)).boxed()
-}
-
 /// Watches machines.
 pub(super) fn vms<P: Ports>(
     server: &Server<P>,
@@ -67,38 +46,10 @@ pub(super) fn vms<P: Ports>(
 ) -> Result<Messages<wire::WatchVmsResponse>, Fault> {
     let since = Cursor::new(request.since_revision, request.since_epoch)?;
     let messages = watch::objects(server.supervisor.log(), &since, Vms(server.supervisor.clone(), caller))?;
-    Ok(until_end(messages.map(|message| message.map(convert::message)), server.stop.clone()))
+    Ok(until_end(messages.map(|message| message.map(sent)), server.stop.clone()))
 }
 
-#[tonic::async_trait]
-impl<P: Ports> wire::event_service_server::EventService for Server<P> {
-    type WatchEventsStream = Messages<wire::Event>;
-
-    async fn list_events(
-        &self,
-        request: Request<wire::ListEventsRequest>,
-    ) -> Answer<wire::ListEventsResponse> {
-        let caller = Caller::of(&request)?;
-        let request = request.into_inner();
-        let since = Cursor::new(request.since_revision, request.since_epoch)?;
-        let page = self.supervisor.log().page(&since, &request.page_token, request.page_size)?;
-        Ok(Response::new(wire::ListEventsResponse {
-            events: page.events.iter().map(|event| told(&caller, event)).collect(),
-            next_page_token: page.next,
-            revision: page.position.revision,
-            epoch: page.position.epoch,
-        }))
-    }
-
-    async fn watch_events(
-        &self,
-        request: Request<wire::WatchEventsRequest>,
-    ) -> Answer<Messages<wire::Event>> {
-        let caller = Caller::of(&request)?;
-        let request = request.into_inner();
-        let since = Cursor::new(request.since_revision, request.since_epoch)?;
-        let events = self.supervisor.log().follow(&since)?;
-        let events = events.map(move |event| event.map(|event| told(&caller, &event)));
-        Ok(Response::new(until_end(events, self.stop.clone())))
-    }
+fn sent(message: watch::Message<wire::Vm>) -> wire::WatchVmsResponse {
+    let (change, vm, revision, epoch) = change(message, |name| wire::Vm { name, ..wire::Vm::default() });
+    wire::WatchVmsResponse { change: change.into(), vm, revision, epoch }
 }

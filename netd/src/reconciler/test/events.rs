@@ -3,7 +3,7 @@
 use super::{restart::kill_everywhere, *};
 use crate::server::watch;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use proto::netd::v1 as wire;
+use proto::{events::v1::ChangeType, netd::v1 as wire};
 use shared::{
     access::Caller,
     events::{Cursor, EventKind},
@@ -50,7 +50,7 @@ impl Mirror {
                 let Some(network) = message.network.clone() else { continue };
                 let state = network.status.unwrap_or_default().state();
                 match message.change() {
-                    wire::ChangeType::Deleted => drop(self.networks.remove(&network.name)),
+                    ChangeType::Deleted => drop(self.networks.remove(&network.name)),
                     _ => drop(self.networks.insert(network.name, state)),
                 }
             }
@@ -64,7 +64,7 @@ impl Mirror {
                 let Some(port) = message.port.clone() else { continue };
                 let state = (port.status.unwrap_or_default().state(), port.uid);
                 match message.change() {
-                    wire::ChangeType::Deleted => drop(self.ports.remove(&port.name)),
+                    ChangeType::Deleted => drop(self.ports.remove(&port.name)),
                     _ => drop(self.ports.insert(port.name, state)),
                 }
             }
