@@ -12,6 +12,7 @@ mod live;
 mod policy;
 mod redact;
 
+pub use identity::groups_of;
 pub use layer::{Gate, GateLayer, Guarded};
 pub use live::{Access, DEFAULT_FILE, OwnUser};
 pub use policy::{Quota, Rights};

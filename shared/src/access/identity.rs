@@ -39,9 +39,22 @@ fn look_up_by(peer: &Peer, subuid: &Path) -> io::Result<Identity> {
         };
         return Ok(Identity { uid: peer.uid, user: None, groups });
     };
-    let name = CString::new(user.name.as_str()).map_err(io::Error::other)?;
-    let groups = getgrouplist(&name, user.gid)?.into_iter().map(nix::unistd::Gid::as_raw).collect();
+    let groups = groups(&user)?;
     Ok(Identity { uid: peer.uid, user: Some(user.name), groups })
+}
+
+/// The groups that the user database has for a uid; none for one that it does not know. May block, where the user
+/// database is on the network.
+///
+/// # Errors
+/// If the user database cannot be read.
+pub fn groups_of(uid: u32) -> io::Result<BTreeSet<u32>> {
+    User::from_uid(Uid::from_raw(uid))?.map_or_else(|| Ok(BTreeSet::new()), |user| groups(&user))
+}
+
+fn groups(user: &User) -> io::Result<BTreeSet<u32>> {
+    let name = CString::new(user.name.as_str()).map_err(io::Error::other)?;
+    Ok(getgrouplist(&name, user.gid)?.into_iter().map(nix::unistd::Gid::as_raw).collect())
 }
 
 /// Whether a line of subuid(5), `user:first:count`, has that uid.
