@@ -13,6 +13,9 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
 };
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 /// A file system of the test's own at a folder of the host's.
 struct Small(String);
@@ -77,10 +80,38 @@ const CHANGES: [&str; 8] = [
     "forward add n --protocol tcp --listen 8080 --to b:80",
 ];
 
+/// What a monitor hears of a daemon, as a whole or of a service.
+fn health(address: &str, service: &str) -> ServingStatus {
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    runtime.block_on(async {
+        let channel = shared::socket::channel(address).expect("an address");
+        let request = HealthCheckRequest { service: service.to_owned() };
+        HealthClient::new(channel).check(request).await.expect("an answer").into_inner().status()
+    })
+}
+
+/// A daemon that cannot make changes says so by itself, before anybody tries; what only reads goes on.
+fn becomes(address: &str, healthy: bool, (changing, reading): (&str, &str)) {
+    let wanted = if healthy { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in ["", changing] {
+        wait::until(&format!("{service:?} of {address} to be {wanted:?}"), || {
+            (health(address, service) == wanted).then_some(())
+        });
+    }
+    assert_eq!(health(address, reading), ServingStatus::Serving);
+}
+
+/// Of netd: what makes changes, and what does not.
+const NETD: (&str, &str) = ("netd.v1.PortService", "netd.v1.HostService");
+
 /// Every sort of change is refused with these words, and changes nothing.
 fn refuses_all(host: &TestHost, words: &[&str]) {
     let before = Census::of(&host.netns);
     let records = host.ok_json("port list");
+    // A disk that fails only when it is written to is found by a write.
+    if !words.contains(&"file system") {
+        becomes(&host.netd_address(), false, NETD);
+    }
     for change in CHANGES {
         let outcome = host.kvmctl(&change.split(' ').collect::<Vec<_>>());
         assert_ne!(outcome.code, 0, "{change}: {}", outcome.stdout);
@@ -89,6 +120,7 @@ fn refuses_all(host: &TestHost, words: &[&str]) {
         }
     }
     before.assert_same(&Census::of(&host.netns));
+    becomes(&host.netd_address(), false, NETD);
     assert_eq!(host.ok_json("port list"), records);
     assert!(host.kvmctl(&["network", "show", "m"]).code != 0);
     let shown = host.kvmctl(&["host", "show"]).stdout;
@@ -113,6 +145,7 @@ fn recovers(host: &TestHost, pid: u32) {
     });
     assert_eq!(host.netd_pid(), pid, "by itself");
     host.ok("network delete again");
+    becomes(&host.netd_address(), true, NETD);
     wait::until("no complaint", || {
         (!host.kvmctl(&["host", "show"]).stdout.contains("degraded")).then_some(())
     });
@@ -336,6 +369,32 @@ fn a_file_that_cannot_be_read_at_all_is_never_taken_for_an_empty_one() {
 }
 
 #[test]
+fn a_netd_that_cannot_manage_packet_rules_says_so_until_it_can() {
+    let mut host = TestHost::bare();
+    host.start_netd();
+    host.ok("network create n --mode nat --dhcp off");
+    let pid = host.netd_pid();
+    let space = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).expect("a mount namespace");
+    assert_ne!(space(&pid.to_string()), space("self"), "what follows must be seen by netd only");
+    let inside = |script: &str| sh(&format!("nsenter -t {pid} -m sh -euc '{script}'"));
+    inside("mount --make-rprivate /");
+    becomes(&host.netd_address(), true, NETD);
+    for _ in 0..2 {
+        inside("mount --bind /dev/null $(readlink -f /usr/sbin/nft)");
+        host.netns.sh("ip link set kvb-n down");
+        becomes(&host.netd_address(), false, NETD);
+        let shown = host.kvmctl(&["host", "show"]);
+        assert!(shown.stdout.contains("packet rules and links cannot be managed"), "{shown:?}");
+        inside("umount $(readlink -f /usr/sbin/nft)");
+        host.netns.sh("ip link set kvb-n mtu 1400");
+        becomes(&host.netd_address(), true, NETD);
+        wait::until("the repair", || {
+            host.netns.succeeds("ip -br link show up | grep -q kvb-n").then_some(())
+        });
+    }
+}
+
+#[test]
 fn machines_run_on_with_a_full_disk_and_vmd_starts_with_it() {
     let mut host = TestHost::new();
     host.add_vmd();
@@ -368,8 +427,11 @@ fn machines_run_on_with_a_full_disk_and_vmd_starts_with_it() {
         assert_eq!(pid(&host), before, "the same run");
         assert!(host.ok("vm list").contains("running"));
         assert!(host.kvmctl(&["host", "show"]).stdout.contains("degraded"));
+        becomes(&host.vmd_address(), false, ("vmd.v1.VmService", "vmd.v1.EventService"));
+        becomes(&host.netd_address(), true, NETD);
     }
     small.make_room();
+    becomes(&host.vmd_address(), true, ("vmd.v1.VmService", "vmd.v1.EventService"));
     wait::until("a machine to be made again", || {
         (host.kvmctl(&late.split(' ').collect::<Vec<_>>()).code == 0).then_some(())
     });

@@ -15,7 +15,7 @@ use shared::{
     events::{EventKind, News},
     fault::{Fault, Kind},
     limits,
-    serve::serve,
+    serve::{Api, Health, serve},
     shutdown,
     socket::{Bound, group_id},
     steps,
@@ -122,7 +122,13 @@ async fn run(config: Config, group: Option<u32>, given_up: Outcome) -> Result<()
         }
     }));
     let routes = server::routes(reconciler.clone(), access, stop.clone());
-    let served = serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, stop.clone()).await;
+    let methods = proto::METHODS.iter().filter(|method| method.path.starts_with("/netd."));
+    let health = Health::new(methods.map(|method| (method.path, method.audited)), {
+        let reconciler = reconciler.clone();
+        move || reconciler.trouble()
+    });
+    let api = Api { routes, descriptors: proto::FILE_DESCRIPTOR_SET, health };
+    let served = serve(bound, api, &gate, stop.clone()).await;
     stop.cancel();
     repair.abort();
     looked_after.abort();

@@ -19,6 +19,7 @@ mod network;
 mod port;
 #[cfg(test)]
 mod test;
+mod unreadable;
 
 use crate::{
     kernel::{Action, Elements, Kernel, Observed, Scope, Traffic},
@@ -36,7 +37,7 @@ use shared::{
     fault::{Fault, Kind},
     name::Name,
     steps,
-    store::{Broken, Loaded, Op, Store},
+    store::{Loaded, Op, Store},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -51,6 +52,7 @@ pub use group::{GroupChange, GroupView, NewGroup};
 pub use network::{NetworkChange, NewNetwork, ServicesChange};
 pub(crate) use port::may_change;
 pub use port::{NewPort, PortChange};
+pub use unreadable::Sort;
 
 const NETWORK: &str = "network";
 const PORT: &str = "port";
@@ -58,19 +60,6 @@ const FORWARD: &str = "forward";
 const GROUP: &str = "group";
 const SYSCTL: &str = "sysctl";
 const RESERVATION: &str = "reservation";
-
-/// The sorts of objects that clients see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sort {
-    /// Networks.
-    Network,
-    /// Ports.
-    Port,
-    /// Forwards.
-    Forward,
-    /// Groups.
-    Group,
-}
 
 /// A handle on the reconciler; clones share it.
 #[derive(Debug)]
@@ -109,6 +98,8 @@ struct Records {
     /// By resource name; an object without an entry is pending.
     states: BTreeMap<String, State>,
     warnings: Vec<String>,
+    /// Why the kernel as a whole could not be read or brought to the records the last time.
+    kernel: Option<String>,
     /// Flows that have to end.
     ending: Ending,
 }
@@ -163,7 +154,7 @@ impl<K: Kernel> Reconciler<K> {
             unreadable: store.has_broken(NETWORK),
         };
         let ending = Ending::all(flows.records.into_iter().map(|(_, ending)| ending));
-        let records = Records { desired, states: BTreeMap::new(), warnings: Vec::new(), ending };
+        let records = Records { desired, ending, ..Records::default() };
         let records = RwLock::new(records);
         Ok(Self(Arc::new(Inner { kernel, store, services, writer: Mutex::default(), records })))
     }
@@ -223,33 +214,19 @@ impl<K: Kernel> Reconciler<K> {
     /// What an operator should know.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        let known = self.read().warnings.clone();
-        self.0.store.warnings().into_iter().chain(known).chain(self.0.services.warnings()).collect()
-    }
-
-    /// Refuses a list of a network's objects if there is no such network. One whose record cannot be read is there.
-    fn must_have(&self, records: &Records, network: &Name) -> Result<(), Fault> {
-        let known = records.desired.networks.contains_key(network)
-            || self.0.store.check_broken(NETWORK, network.as_str()).is_err();
-        if known { Ok(()) } else { Err(network::network_not_found(network)) }
-    }
-
-    /// Why an object is not among the records: its own cannot be read, or there is none.
-    fn missing(&self, kind: &str, id: &str, not_found: Fault) -> Fault {
-        self.0.store.check_broken(kind, id).err().unwrap_or(not_found)
-    }
-
-    /// The resource names of objects whose records cannot be read, and why, in the order of the records' ids.
-    #[must_use]
-    pub fn broken(&self, sort: Sort) -> Vec<Broken> {
-        let (kind, before) = match sort {
-            Sort::Network => (NETWORK, "networks/"),
-            Sort::Port => (PORT, ""),
-            Sort::Forward => (FORWARD, ""),
-            Sort::Group => (GROUP, "groups/"),
+        let (kernel, known) = {
+            let records = self.read();
+            (records.kernel.clone(), records.warnings.clone())
         };
-        let broken = self.0.store.broken(kind).into_iter();
-        broken.map(|Broken { id, why }| Broken { id: format!("{before}{id}"), why }).collect()
+        let services = self.0.services.warnings();
+        self.0.store.warnings().into_iter().chain(kernel).chain(known).chain(services).collect()
+    }
+
+    /// Why changes cannot be made, if they cannot. It may wait for the file system.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        let kernel = self.read().kernel.clone();
+        kernel.or_else(|| self.0.store.degraded())
     }
 
     /// A look at the host's links and sysctls, for its status.

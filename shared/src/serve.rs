@@ -4,6 +4,7 @@ mod accept;
 mod body;
 mod connection;
 mod guard;
+mod health;
 mod limits;
 mod methods;
 mod request;
@@ -11,6 +12,7 @@ mod stream;
 mod words;
 
 pub use guard::ending;
+pub use health::Health;
 pub use limits::{LONG_CALLS, Limits};
 pub use stream::{Messages, until_end};
 
@@ -23,6 +25,7 @@ use crate::{
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
+use tonic_health::pb::health_server::HealthServer;
 
 /// How long the last answers may take to leave, once calls have ended.
 const PARTING: Duration = Duration::from_millis(500);
@@ -30,20 +33,12 @@ const PARTING: Duration = Duration::from_millis(500);
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 256 << 10;
 
-/// Adds health and reflection to `routes` and serves them on `bound`, behind `gate` and within the default limits, until
-/// `stop` is cancelled. Calls that are open then get a short grace, and UNAVAILABLE after it. `descriptors` are those of
-/// the services in `routes`.
+/// Adds health and reflection to `api` and serves it on `bound`, behind `gate` and within the default limits, until
+/// `stop` is cancelled. Calls that are open then get a short grace, and UNAVAILABLE after it.
 ///
 /// # Errors
 /// UNAVAILABLE if the server fails as a whole.
-pub async fn serve(
-    bound: Bound,
-    routes: Routes,
-    descriptors: &'static [u8],
-    gate: &Gate,
-    stop: CancellationToken,
-) -> Result<(), Fault> {
-    let api = Api { routes, descriptors };
+pub async fn serve(bound: Bound, api: Api, gate: &Gate, stop: CancellationToken) -> Result<(), Fault> {
     serve_within(Limits::default().within_descriptors(), bound, api, gate, stop).await
 }
 
@@ -54,6 +49,8 @@ pub struct Api {
     pub routes: Routes,
     /// Their encoded descriptors.
     pub descriptors: &'static [u8],
+    /// Whether they can do their work.
+    pub health: Health,
 }
 
 /// As `serve`, within these limits.
@@ -67,12 +64,11 @@ pub async fn serve_within(
     gate: &Gate,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
-    let Api { routes, descriptors } = api;
+    let Api { routes, descriptors, health } = api;
     let broken = |error: &dyn std::error::Error| {
         Fault::new(Kind::Unavailable, "SERVER", "the gRPC server failed").cause(error)
     };
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let health = HealthServer::new(health.begin(stop.clone()).await);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(descriptors)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

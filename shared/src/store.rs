@@ -205,12 +205,12 @@ impl Store {
         self.about.created
     }
 
-    /// What an operator should know: that changes are refused and why, what was damaged, and what cannot be read.
+    /// Why changes are refused, or will be for all that is known; nothing if they are not. It asks the file system.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn degraded(&self) -> Option<String> {
         let about = &self.about;
-        let trouble = self.common.trouble.read().unwrap_or_else(PoisonError::into_inner);
-        let degraded = match (&*trouble, room(&about.dir)) {
+        let trouble = self.common.trouble.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match (trouble, room(&about.dir)) {
             (Some(fault), _) => {
                 let hints = fault.hints().join("; ");
                 Some(format!("degraded: changes are refused: {}: {hints}", fault.chain()))
@@ -221,12 +221,18 @@ impl Store {
                 room.what()
             )),
             (None, None) => None,
-        };
+        }
+    }
+
+    /// What an operator should know: that changes are refused and why, what was damaged, and what cannot be read.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let about = &self.about;
         let broken = about.broken.read().unwrap_or_else(PoisonError::into_inner);
         let broken = broken.iter().map(|((kind, id), why)| {
             format!("the record {kind} `{id}` cannot be read and is left alone: {why}; {}", way_out(kind, id))
         });
-        degraded.into_iter().chain(about.note.clone()).chain(broken).collect()
+        self.degraded().into_iter().chain(about.note.clone()).chain(broken).collect()
     }
 
     /// Refuses a new object whose record is there and cannot be read.

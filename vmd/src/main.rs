@@ -6,7 +6,9 @@ use shared::{
     access::Gate,
     audit::Audit,
     fault::{Fault, Kind},
-    limits, serve, shutdown,
+    limits,
+    serve::{self, Api, Health},
+    shutdown,
     socket::Bound,
     steps, telemetry,
 };
@@ -97,7 +99,13 @@ async fn run(config: Config) -> Result<(), Fault> {
     let gate = Gate::new(supervisor.access().clone(), audit.clone(), methods)?;
     supervisor.tell_of(&audit, stop.clone());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
-    let result = serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, stop.clone()).await;
+    let methods = proto::METHODS.iter().filter(|method| method.path.starts_with("/vmd."));
+    let health = Health::new(methods.map(|method| (method.path, method.audited)), {
+        let supervisor = supervisor.clone();
+        move || supervisor.trouble()
+    });
+    let api = Api { routes, descriptors: proto::FILE_DESCRIPTOR_SET, health };
+    let result = serve::serve(bound, api, &gate, stop.clone()).await;
     stop.cancel();
     let _ = tokio::time::timeout(LAST_WORDS, supervisor.join()).await;
     let _ = tokio::time::timeout(LAST_WORDS, supervisor.ended()).await;

@@ -360,6 +360,12 @@ impl<P: Ports> Supervisor<P> {
         self.0.context.jail.findings().await
     }
 
+    /// Why changes cannot be made, if they cannot. It may wait for the file system.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.0.context.store.degraded()
+    }
+
     /// What an operator should know about the records.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {

@@ -76,10 +76,9 @@ impl Daemon {
             Gate::new(supervisor.access().clone(), Audit::open(&config.state_dir), methods).expect("gate");
         let routes = server::routes(supervisor, stop.clone());
         let end = stop.clone();
-        let task =
-            tokio::spawn(
-                async move { serve::serve(bound, routes, proto::FILE_DESCRIPTOR_SET, &gate, end).await },
-            );
+        let health = serve::Health::new([], || None);
+        let api = serve::Api { routes, descriptors: proto::FILE_DESCRIPTOR_SET, health };
+        let task = tokio::spawn(async move { serve::serve(bound, api, &gate, end).await });
         let channel = socket::channel(&format!("unix://{}", path("s"))).expect("address");
         Self { netd, stop, task, client: VmServiceClient::new(channel), dir }
     }

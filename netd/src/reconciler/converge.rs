@@ -46,6 +46,7 @@ impl<K: Kernel> Reconciler<K> {
             let result = if resync { self.converge().await } else { self.repair(&changed).await };
             if let Err(fault) = result {
                 tracing::warn!(error = fault.chain(), "cannot repair");
+                self.note_kernel(Some(&fault));
             }
             tokio::time::sleep(begin.elapsed() * SHARE).await;
         }
@@ -124,8 +125,28 @@ impl<K: Kernel> Reconciler<K> {
         .await
     }
 
-    #[tracing::instrument(level = "info", name = "converge", skip_all)]
+    /// Remembers whether the kernel as a whole can be brought to the records: where it cannot, no change can be made.
+    fn note_kernel(&self, fault: Option<&Fault>) {
+        // Of a disk the store itself says whether it is at work again.
+        let fault = fault.filter(|fault| fault.reason() != "STATE_STORE");
+        self.write().kernel = fault.map(|fault| {
+            format!(
+                "degraded: changes are refused: packet rules and links cannot be managed: {}",
+                fault.chain()
+            )
+        });
+    }
+
     pub(super) async fn converge_locked(&self, writer: &mut super::Writer) -> Result<(), Fault> {
+        let result = self.converge_all(writer).await;
+        if let Err(fault) = &result {
+            self.note_kernel(Some(fault));
+        }
+        result
+    }
+
+    #[tracing::instrument(level = "info", name = "converge", skip_all)]
+    async fn converge_all(&self, writer: &mut super::Writer) -> Result<(), Fault> {
         let observed = self.0.kernel.observe(&Scope::All).await?;
         let desired = self.read().desired.clone();
         self.warn_of_strays(&desired, &observed);
@@ -138,6 +159,7 @@ impl<K: Kernel> Reconciler<K> {
         // Without its rules in force no link may come up.
         let desired = self.desired();
         let rules = self.rules(&desired, &observed, writer).await;
+        self.note_kernel(rules.as_ref().err());
         if let Err(fault) = self.settle_forwards(&desired, &rules).await {
             tracing::warn!(error = fault.chain(), "cannot forget forwards that were deleted");
         }

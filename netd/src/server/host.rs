@@ -17,12 +17,16 @@ impl<K: Kernel> wire::host_service_server::HostService for Service<K> {
         let on = |key: &str| observed.sysctls.get(key).is_some_and(|value| value == "1");
         let mut warnings = self.0.warnings();
         warnings.extend(self.1.trouble());
+        let nft_version = self.0.nft_version().await.unwrap_or_else(|fault| {
+            warnings.push(fault.chain());
+            String::new()
+        });
         let count = |number| u32::try_from(number).unwrap_or(u32::MAX);
         Ok(Response::new(wire::Host {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance_id: self.0.instance(),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
-            nft_version: self.0.nft_version().await?,
+            nft_version,
             ipv4_forwarding: on(plan::FORWARD4),
             ipv6_forwarding: on(plan::FORWARD6),
             bridge_nf_call_iptables: on(plan::BRIDGE_NF),

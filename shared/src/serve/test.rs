@@ -1,6 +1,6 @@
 //! The limits, over a real socket, with a service that waits or never stops talking.
 
-use super::{Api, Limits, serve_within};
+use super::{Api, Health, Limits, serve_within};
 use crate::{
     access::{Access, Gate, OwnUser},
     audit::Audit,
@@ -148,7 +148,8 @@ impl Served {
         let gate =
             Gate::new(Access::open(Some(&file), None, OwnUser::Admin).unwrap(), Audit::open(dir.path()), [])
                 .unwrap();
-        let api = Api { routes, descriptors: descriptors() };
+        let health = Health::new([("/test.Odd/Wait", true)], || None);
+        let api = Api { routes, descriptors: descriptors(), health };
         let end = stop.clone();
         let task = tokio::spawn(async move { serve_within(limits, bound, api, &gate, end).await });
         Self { dir, stop, task }
