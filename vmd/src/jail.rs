@@ -2,15 +2,17 @@
 //! QEMU reads, no network, no capability, fewer system calls.
 //!
 //! vmd needs no privilege for it. `programs` tells what QEMU reads; `host` asks a probe which layers this host allows,
-//! and hands out user ids (`ids`); `child` carries it out, in the process that then becomes QEMU: `user`, `root`,
-//! `capabilities`, `reach` (Landlock), `syscalls`, `limits`. A layer that the probe saw and the child cannot have is an
-//! error: the machine does not start with less than its status says. `groups` puts each machine into a control group.
+//! and hands out user ids (`ids`); `kvm` says what that device costs; `child` carries it out, in the process that then
+//! becomes QEMU: `user`, `root`, `capabilities`, `reach` (Landlock), `syscalls`, `limits`. A layer that the probe saw and
+//! the child cannot have is an error: the machine does not start with less than its status says. `groups` puts each
+//! machine into a control group.
 
 mod capabilities;
 pub mod child;
 pub mod groups;
 pub mod host;
 pub mod ids;
+mod kvm;
 pub mod limits;
 pub mod programs;
 mod reach;

@@ -14,7 +14,7 @@ use crate::{
     console::Console,
     driver::{Handle, Initial, Verb},
     jail::{Finding, groups::Groups, host::Jail},
-    model::{KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
+    model::{Accelerator, KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
     ports::{Ports, Releases},
     qemu::{files, host::Host},
     start::Context,
@@ -355,9 +355,11 @@ impl<P: Ports> Supervisor<P> {
         &self.0.context.host
     }
 
-    /// Which layers of containment this host allows.
-    pub async fn containment(&self) -> Arc<Vec<Finding>> {
-        self.0.context.jail.findings().await
+    /// Which layers of containment this host allows its machines.
+    pub async fn containment(&self) -> Vec<Finding> {
+        let accelerator =
+            self.0.context.host.accelerator().map_or(Accelerator::Tcg, |choice| choice.accelerator);
+        self.0.context.jail.findings_for(accelerator).await
     }
 
     /// Why changes cannot be made, if they cannot. It may wait for the file system.

@@ -4,6 +4,7 @@ use super::{
     Finding, HandedFile, Layer, Spec,
     groups::{self, Groups},
     ids::{self, Ids, Pool},
+    kvm,
     limits::Limits,
     programs::Programs,
 };
@@ -23,7 +24,6 @@ use std::{
 };
 use tokio::{process::Command, sync::Mutex};
 
-const KVM: &str = "/dev/kvm";
 /// A probe takes some 20 ms.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Threads that QEMU may have beside its virtual CPUs: its pool of 64 for disks, displays, collectors.
@@ -100,6 +100,15 @@ impl Jail {
         Arc::clone(found.insert(new))
     }
 
+    /// As `findings`, for machines of an accelerator.
+    pub async fn findings_for(&self, accelerator: Accelerator) -> Vec<Finding> {
+        let mut findings = self.findings().await.to_vec();
+        if accelerator == Accelerator::Kvm {
+            kvm::note(&mut findings);
+        }
+        findings
+    }
+
     /// A layer that was there is not any more: the next start looks anew.
     pub async fn forget(&self) {
         self.found.lock().await.take();
@@ -174,17 +183,8 @@ impl Jail {
         let mut findings = self.findings().await.to_vec();
         let mut spec = Spec::default();
         if wanted.accelerator == Accelerator::Kvm {
-            spec.devices.push(KVM.into());
-            match device_access(Path::new(KVM)) {
-                Access::Everybody => {}
-                Access::Group => spec.keep_groups = true,
-                Access::User => {
-                    for finding in findings.iter_mut().filter(|finding| finding.layer == Layer::OwnUser) {
-                        finding.holds = false;
-                        finding.reason = format!("only vmd's user may open {KVM}: let the group kvm do so");
-                    }
-                }
-            }
+            spec.devices.push(kvm::DEVICE.into());
+            spec.keep_groups = kvm::note(&mut findings);
         }
         if self.required {
             let missing: Vec<_> =
@@ -254,28 +254,6 @@ fn refused(missing: &[&Finding]) -> Fault {
 #[must_use]
 pub fn threads(vcpus: u32) -> u64 {
     THREADS + u64::from(vcpus)
-}
-
-enum Access {
-    Everybody,
-    Group,
-    User,
-}
-
-/// By whom a device can be opened for reading and writing.
-fn device_access(path: &Path) -> Access {
-    let Ok(meta) = fs::metadata(path) else { return Access::User };
-    let groups = rustix::process::getgroups().unwrap_or_default();
-    let own = rustix::process::getegid();
-    if meta.mode() & 0o006 == 0o006 {
-        Access::Everybody
-    } else if meta.mode() & 0o060 == 0o060
-        && groups.iter().chain([&own]).any(|group| group.as_raw() == meta.gid())
-    {
-        Access::Group
-    } else {
-        Access::User
-    }
 }
 
 /// A file for QEMU to open by name.
