@@ -174,18 +174,20 @@ fn an_unknown_mac_gets_no_address_and_a_port_that_goes_takes_its_names_along() {
     a.dhcp4(&[]).expect("a lease");
     let _ = a.dhcp6();
     wait::until("the names", || (watcher.dig("10.60.0.1", "web-0") == [address.as_str()]).then_some(()));
+    let server = host.servers("n");
     drop(a);
     for name in ["quiet", "web-0"] {
         host.ok(&format!("port delete n {name}"));
         wait::until(&format!("the name of {name} to go"), || {
-            // The server may be starting just now: then nobody answers at all.
             let answers = |question: &str| watcher.dig("10.60.0.1", question);
             (answers(name).is_empty() && answers("watcher").len() == 1).then_some(())
         });
     }
+    wait::until("the leases to go", || {
+        (host.ok_json("network leases n").as_array().expect("leases").len() == 1).then_some(())
+    });
+    assert_eq!(host.servers("n"), server, "the same process serves the others all the time");
     assert_eq!(watcher.dig("10.60.0.1", &format!("-x {address}")), Vec::<String>::new());
-    let leases = host.ok_json("network leases n");
-    assert_eq!(leases.as_array().expect("leases").len(), 1, "{leases}");
     let files = integration_tests::census::left_in(&host, "netd-run/n/hosts");
     assert_eq!(files.len(), 2, "{files:?}");
 
@@ -401,7 +403,9 @@ fn netd_is_killed_and_its_servers_go_on_and_are_taken_over() {
     // It is looked after as before.
     host.netns.sh(&format!("kill -KILL {}", before[0][0]));
     wait::until("another server", || {
-        (host.servers("n").len() == 1 && host.servers("n") != before[0]).then_some(())
+        let now = host.servers("n");
+        let ready = host.ok_json("network show n")["status"]["state"] == "ready";
+        (ready && now.len() == 1 && now != before[0]).then_some(())
     });
     // Killed with its server stopped, which no signal but one ends.
     host.kill_netd();
@@ -575,8 +579,8 @@ fi
 exec /usr/sbin/dnsmasq \"$@\"
 ";
 
-#[test]
-fn a_server_that_hangs_at_its_start_holds_up_no_change() {
+/// A host whose dnsmasq hangs at its start while there is a file `hang`.
+fn hanging_host() -> TestHost {
     use std::{fs, os::unix::fs::PermissionsExt as _};
     let mut host = TestHost::bare();
     let program = host.path("hanging-dnsmasq");
@@ -584,19 +588,114 @@ fn a_server_that_hangs_at_its_start_holds_up_no_change() {
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("mode");
     host.netd_arguments = vec!["--dnsmasq".to_owned(), program];
     host.start_netd();
+    host
+}
+
+/// The process that hangs now, if any.
+fn hanging(host: &TestHost) -> Option<String> {
+    let log = std::fs::read_to_string(host.path("netd-run/n/dnsmasq.log")).ok()?;
+    let pid = log.lines().find_map(|line| line.strip_prefix("hanging "))?;
+    std::path::PathBuf::from(format!("/proc/{pid}/stat")).exists().then(|| pid.to_owned())
+}
+
+#[test]
+fn ports_come_and_go_while_their_server_hangs_at_its_start() {
+    let host = hanging_host();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
+    let (old, _) = guest(&host, "n", "old");
+    assert_eq!(old.dhcp4(&[]).expect("a lease")["ip"], "10.60.0.2");
+    std::fs::write(host.path("hang"), "").expect("file");
+    host.netns.sh(&format!("kill -KILL {}", host.servers("n")[0]));
+    let mut made = 0;
+    wait::until("ports to be made and deleted while a start hangs", || {
+        let before = hanging(&host)?;
+        made += 1;
+        host.ok(&format!("port create n p{made} --ip 10.60.0.1{made:02}"));
+        if made == 1 {
+            host.ok("port delete n old");
+            host.ok("port create n new --ip 10.60.0.2 --mac 52:54:00:00:00:99");
+        }
+        (hanging(&host) == Some(before)).then_some(())
+    });
+    std::fs::remove_file(host.path("hang")).expect("file");
+    let port = host.ok_json(&format!("port show n p{made}"));
+    let own = plug(&host, &port);
+    // The address of one that had a lease, for another MAC.
+    let heir = plug(&host, &host.ok_json("port show n new"));
+    for (guest, port) in [(&own, &port), (&heir, &host.ok_json("port show n new"))] {
+        let told = wait::until("a lease", || guest.dhcp4(&[]));
+        assert_eq!(told["ip"], text(&port["status"]["ipv4_address"]));
+    }
+    assert_eq!(old.dhcp4(&[]), None);
+}
+
+#[test]
+fn a_network_is_deleted_while_its_server_hangs_at_its_start() {
+    let host = hanging_host();
+    host.ok("network create n --mode nat");
+    std::fs::write(host.path("hang"), "").expect("file");
+    host.netns.sh(&format!("kill -KILL {}", host.servers("n")[0]));
+    wait::until("a start that hangs", || hanging(&host));
+    host.ok("network delete n");
+    assert_eq!(hanging(&host), None);
+    assert!(!host.logs().contains("does not come up"), "nobody waited for the start to fail");
+    std::fs::remove_file(host.path("hang")).expect("file");
+    host.ok("network create n --mode nat");
+}
+
+#[test]
+fn leases_of_many_ports_that_are_gone_are_given_back_to_a_server_that_goes_on() {
+    let mut host = TestHost::new();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24 --ipv6 fd00:60::1/64");
+    let (kept, _) = guest(&host, "n", "kept");
+    kept.dhcp4(&[]).expect("a lease");
+    // As if ports with leases had gone, and netd had died before it told the server.
+    let file = host.path("netd-run/n/leases");
+    let now = std::fs::read_to_string(&file).expect("leases");
+    let (v4, duid) = now.split_at(now.find("duid").expect("a DUID"));
+    let until = v4.split(' ').next().expect("a time");
+    let more: String = (10..160)
+        .map(|n| format!("{until} 52:54:00:00:01:{n:02x} 10.60.0.{n} * 01:52:54:00:00:01:{n:02x}\n"))
+        .collect();
+    let six: String = (10..60)
+        .map(|n| format!("{until} {}{n} fd00:60::{n} * 00:04:00:{n}\n", if n % 5 == 0 { "T" } else { "" }))
+        .collect();
+    std::fs::write(&file, format!("{v4}{more}{duid}{six}")).expect("leases");
+    let before = host.servers("n");
+    host.netns.sh(&format!("kill -KILL {}", before[0]));
+    let leases = |host: &TestHost| host.ok_json("network leases n").as_array().expect("leases").len();
+    let server = wait::until("another server", || {
+        // Looked at first: ready may be what the former one was.
+        let now = host.servers("n");
+        let ready = host.ok_json("network show n")["status"]["state"] == "ready";
+        (ready && now.len() == 1 && now != before).then_some(now)
+    });
+    assert_eq!(leases(&host), 201, "it has read them all");
+    host.kill_netd();
+    let begin = Instant::now();
+    host.start_netd();
+    let mut seen = usize::MAX;
+    wait::until("all but one to be given back", || {
+        // The server empties its file before it writes it anew: twice the same is what is in it.
+        let before = std::mem::replace(&mut seen, leases(&host));
+        (before == 1 && seen == 1).then_some(())
+    });
+    println!("200 leases given back: {:?} since the start of netd", begin.elapsed());
+    assert_eq!(host.servers("n"), server, "the same process");
+    assert!(kept.dhcp4(&[]).is_some());
+}
+
+#[test]
+fn a_server_that_hangs_at_its_start_holds_up_no_change() {
+    let host = hanging_host();
     host.ok("network create n --mode nat");
     host.ok("network create other --mode isolated");
-    fs::write(host.path("hang"), "").expect("file");
+    std::fs::write(host.path("hang"), "").expect("file");
     let server = host.servers("n")[0];
     host.netns.sh(&format!("kill -KILL {server}"));
     let mut changes = 0;
     wait::until("a change to be made while a start hangs", || {
-        let log = fs::read_to_string(host.path("netd-run/n/dnsmasq.log")).ok()?;
-        let pid = log.lines().find_map(|line| line.strip_prefix("hanging "))?;
-        let hanging = std::path::PathBuf::from(format!("/proc/{pid}/stat"));
-        if !hanging.exists() {
-            return None;
-        }
+        let before = hanging(&host)?;
         // Somebody changes something of another network, so that all is converged.
         host.netns.sh("ip link set kvb-other down");
         wait::until("the repair", || {
@@ -604,9 +703,9 @@ fn a_server_that_hangs_at_its_start_holds_up_no_change() {
         });
         changes += 1;
         host.ok(&format!("group create g{changes}"));
-        hanging.exists().then_some(())
+        (hanging(&host) == Some(before)).then_some(())
     });
-    fs::remove_file(host.path("hang")).expect("file");
+    std::fs::remove_file(host.path("hang")).expect("file");
     wait::until("dnsmasq to serve again", || {
         (host.ok_json("network show n")["status"]["state"] == "ready").then_some(())
     });

@@ -317,7 +317,7 @@ impl<K: Kernel> Reconciler<K> {
         observed: &Observed,
     ) -> Result<(), Fault> {
         self.apply(&desired.plan_port(port, observed)?, observed).await?;
-        self.0.services.remove_port(port).await
+        self.0.services.remove_port(port)
     }
 
     /// Writes tables and sysctls for `desired`.

@@ -108,7 +108,7 @@ impl<K: Kernel> Reconciler<K> {
         self.check_quota(&new.quota, &new.spec, (&new.owner, &key), None)?;
         let (port, observed, given_up) = self.decide(new, &network).await?;
         let raised = async {
-            self.0.services.put_port(&port).await?;
+            self.0.services.put_port(&port)?;
             self.raise_port(&port, &network, &observed, &mut writer).await
         };
         if let Err(fault) = raised.await {
@@ -265,7 +265,7 @@ impl<K: Kernel> Reconciler<K> {
         let desired = self.around(&[port], &network);
         let observed = self.0.kernel.observe(&scope(port, &network)).await?;
         self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
-        self.0.services.remove_port(port).await?;
+        self.0.services.remove_port(port)?;
         let alive = Port { deleting: false, ..port.clone() };
         let before = self.members(&desired, &[port], Some(&alive));
         let after = self.members(&desired, &[port], None);

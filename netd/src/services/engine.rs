@@ -2,9 +2,10 @@
 
 use super::{
     Lease, Stamp, Status, confine,
+    files::Files,
     folder::{self, Entry, Folder},
     launch, render,
-    unit::{Unit, Wanted},
+    unit::{Unit, Wanted, lock},
 };
 use crate::{
     kernel::LinuxKernel,
@@ -23,7 +24,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How often every process is looked at. One that was stopped or killed is replaced in less than twice that.
@@ -170,8 +171,12 @@ impl Settings {
 /// One network's.
 #[derive(Debug)]
 struct Service {
+    /// Locked while the process is being replaced, which takes some seconds at worst.
     unit: tokio::sync::Mutex<Unit>,
+    /// Never locked for long.
+    files: Arc<Mutex<Files>>,
     status: Arc<RwLock<Status>>,
+    leaving: watch::Sender<bool>,
 }
 
 /// Runs the services of all networks.
@@ -209,9 +214,10 @@ impl Engine {
         let add = || {
             let status = Arc::new(RwLock::new(Status::Starting));
             let folder = Folder::new(&self.settings.run_dir, network);
-            let unit =
-                Unit::new(Arc::clone(&self.settings), self.kernel.clone(), folder, Arc::clone(&status));
-            Arc::new(Service { unit: tokio::sync::Mutex::new(unit), status })
+            let (leaving, left) = watch::channel(false);
+            let settings = Arc::clone(&self.settings);
+            let unit = Unit::new(settings, self.kernel.clone(), folder, Arc::clone(&status), left);
+            Arc::new(Service { files: unit.files(), unit: tokio::sync::Mutex::new(unit), status, leaving })
         };
         Arc::clone(self.services().entry(network.clone()).or_insert_with(add))
     }
@@ -249,24 +255,28 @@ impl Engine {
             return Ok(());
         }
         let service = self.find_or_add(&network.name);
-        service.unit.lock().await.remove(network).await?;
+        // Not after a start that is under way.
+        service.leaving.send_replace(true);
+        let removed = service.unit.lock().await.remove(network).await;
+        service.leaving.send_replace(false);
+        removed?;
         self.services().remove(&network.name);
         Ok(())
     }
 
-    pub(super) async fn put_port(&self, port: &Port) -> Result<(), Fault> {
+    pub(super) fn put_port(&self, port: &Port) -> Result<(), Fault> {
         let Some(service) = self.find(&port.network) else { return Ok(()) };
-        let mut unit = service.unit.lock().await;
-        let Some(entry) = unit.wanted().map(|wanted| entry(wanted, port)) else { return Ok(()) };
-        if unit.put(&port.name, entry)? {
+        let mut files = lock(&service.files);
+        let Some(entry) = files.wanted().map(|wanted| entry(wanted, port)) else { return Ok(()) };
+        if files.put(&port.name, entry)? {
             self.woken.notify_one();
         }
         Ok(())
     }
 
-    pub(super) async fn remove_port(&self, port: &Port) -> Result<(), Fault> {
+    pub(super) fn remove_port(&self, port: &Port) -> Result<(), Fault> {
         let Some(service) = self.find(&port.network) else { return Ok(()) };
-        service.unit.lock().await.take_back(&port.name, port.addresses())?;
+        lock(&service.files).take_back(&port.name, port.addresses())?;
         self.woken.notify_one();
         Ok(())
     }

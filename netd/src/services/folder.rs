@@ -10,7 +10,7 @@
 
 use super::{
     Stamp,
-    lease::{self, Lease},
+    lease::{self, Holder, Lease},
 };
 use serde::{Deserialize, Serialize};
 use shared::{
@@ -30,6 +30,8 @@ use std::{
 
 /// The log is cut off when it is longer, bytes: guests can make dnsmasq write.
 const LONGEST_LOG: u64 = 64 << 10;
+/// Begins the name of a file that is being written.
+const NEW: &str = ".new";
 /// As much of the lease file is read, bytes: 100,000 leases.
 const MOST_LEASES: u64 = 16 << 20;
 
@@ -97,7 +99,17 @@ impl Folder {
             fs::set_permissions(&folder, mode).map_err(|e| failed("protect", &folder, &e))?;
         }
         // Of a netd that ended while it wrote.
-        remove(&self.0.join(".new"))
+        for name in ["", "-dnsmasq.conf", "-process", "-leases"] {
+            remove(&self.0.join(format!("{NEW}{name}")))?;
+        }
+        Ok(())
+    }
+
+    /// Where a file is written before it is renamed. Not in the folders that dnsmasq watches, which would read half of
+    /// it. What is written while the process is replaced has a name of its own: ports come and go meanwhile.
+    fn temporary(&self, path: &Path) -> PathBuf {
+        let own = path.parent().filter(|folder| *folder == self.0).and_then(|_| path.file_name()?.to_str());
+        self.0.join(own.map_or_else(|| NEW.to_owned(), |own| format!("{NEW}-{own}")))
     }
 
     fn hosts(&self) -> PathBuf {
@@ -113,8 +125,7 @@ impl Folder {
         if fs::read(path).is_ok_and(|now| now == text.as_bytes()) {
             return Ok(false);
         }
-        // Not in the folders that dnsmasq watches: it would read half of it.
-        let temporary = self.0.join(".new");
+        let temporary = self.temporary(path);
         let write = || {
             let mut file = create(&temporary)?;
             file.write_all(text.as_bytes())?;
@@ -288,6 +299,12 @@ impl Folder {
         lease::leases(&self.read_leases())
     }
 
+    /// How many leases of these addresses there are, and the holders of those that can be given back.
+    #[must_use]
+    pub fn holders(&self, addresses: &BTreeSet<IpAddr>) -> (usize, Vec<Holder>) {
+        lease::holders(&self.read_leases(), addresses)
+    }
+
     /// Takes leases out of the file; only while dnsmasq does not run.
     ///
     /// # Errors
@@ -296,7 +313,8 @@ impl Folder {
         if addresses.is_empty() || !self.has_leases() {
             return Ok(());
         }
-        let (path, temporary) = (self.lease_file(), self.0.join(".new"));
+        let path = self.lease_file();
+        let temporary = self.temporary(&path);
         let rest = lease::without(&self.read_leases(), addresses);
         let write = || {
             create(&temporary)?.write_all(&rest)?;
@@ -431,7 +449,7 @@ mod test {
     fn a_write_that_fails_or_was_cut_off_leaves_nothing_half() {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(dir.path());
-        let half = folder.path().join(".new");
+        let half = folder.temporary(&folder.hosts().join("a"));
         fs::remove_dir(folder.hosts()).unwrap();
         let entry = entries(&[("a", "one")]).remove(&"a".parse().unwrap()).unwrap();
         assert!(folder.put(&"a".parse().unwrap(), &entry).is_err());
@@ -450,10 +468,10 @@ mod test {
         fs::write(&secret, "secret").unwrap();
         let leases = "1795627469 52:54:00:00:00:01 10.0.0.2 a *\n";
         fs::write(folder.lease_file(), leases).unwrap();
-        let plant = || symlink(&secret, folder.path().join(".new")).unwrap();
-        plant();
+        let plant = |name: &str| symlink(&secret, folder.path().join(format!(".new-{name}"))).unwrap();
+        plant("dnsmasq.conf");
         assert!(folder.write_config("new").unwrap());
-        plant();
+        plant("leases");
         folder.prune(&BTreeSet::from(["10.0.0.2".parse().unwrap()])).unwrap();
         assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
         for path in [folder.config(), folder.lease_file()] {

@@ -1,6 +1,6 @@
 //! dnsmasq's lease file, which has text in it that guests chose.
 
-use super::lease::{leases as read, without};
+use super::lease::{holders, leases as read, without};
 use crate::fuzz::Outcome;
 use std::collections::BTreeSet;
 
@@ -15,6 +15,8 @@ pub fn leases(data: &[u8]) -> Outcome {
     let all: BTreeSet<_> = found.iter().map(|lease| lease.address).collect();
     let rest = without(data, &all);
     assert!(read(&rest).is_empty(), "{}", rest.escape_ascii());
+    let (held, known) = holders(data, &all);
+    assert!(held == found.len() && known.len() <= held);
     for lease in &found {
         // The one address goes, the others stay.
         let rest = read(&without(data, &BTreeSet::from([lease.address])));

@@ -1,8 +1,14 @@
 //! dnsmasq's lease file. It has text in it that guests chose, so it is read as bytes, and only what is an address, a
-//! MAC or a time is taken. Pure.
+//! MAC, a time or the number of a client is taken. Pure.
 
 use shared::mac::Mac;
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// A DUID is not longer, bytes (RFC 8415, 11.1).
+const LONGEST_DUID: usize = 130;
 
 /// An address that was given out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +35,68 @@ fn lease(line: &[u8]) -> Option<Lease> {
     let holder = fields.next()??;
     let address: IpAddr = fields.next()??.parse().ok()?;
     Some(Lease { address, mac: holder.parse().ok().filter(|_| address.is_ipv4()), expires })
+}
+
+/// Who has a lease, as the server knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A NIC.
+    V4 {
+        /// What it has.
+        address: Ipv4Addr,
+        /// Its own.
+        mac: Mac,
+    },
+    /// An association of a client.
+    V6(Holder6),
+}
+
+/// An association of a DHCPv6 client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder6 {
+    /// What it has.
+    pub address: Ipv6Addr,
+    /// The client's number for it (IAID).
+    pub association: u32,
+    /// Whether it is one of temporary addresses.
+    pub temporary: bool,
+    /// The client's DUID.
+    pub client: Vec<u8>,
+    /// The server's own.
+    pub server: Vec<u8>,
+}
+
+/// Leases of these addresses: how many there are, and the holders of those whose line says enough of them.
+#[must_use]
+pub fn holders(file: &[u8], addresses: &BTreeSet<IpAddr>) -> (usize, Vec<Holder>) {
+    let lines = || file.split(|byte| *byte == b'\n');
+    let server = lines().find_map(|line| duid(line.strip_prefix(b"duid ")?));
+    let held: Vec<_> =
+        lines().filter(|line| lease(line).is_some_and(|lease| addresses.contains(&lease.address))).collect();
+    let holders = held.iter().filter_map(|line| holder(line, server.as_deref()));
+    (held.len(), holders.collect())
+}
+
+fn holder(line: &[u8], server: Option<&[u8]>) -> Option<Holder> {
+    let fields: Vec<_> = line.split(|byte| *byte == b' ').collect();
+    let &[_, of, address, _, client] = fields.as_slice() else { return None };
+    let of = std::str::from_utf8(of).ok()?;
+    match std::str::from_utf8(address).ok()?.parse().ok()? {
+        IpAddr::V4(address) => Some(Holder::V4 { address, mac: of.parse().ok()? }),
+        IpAddr::V6(address) => {
+            let temporary = of.starts_with('T');
+            let association = of.strip_prefix('T').unwrap_or(of).parse().ok()?;
+            let (client, server) = (duid(client)?, server?.to_vec());
+            Some(Holder::V6(Holder6 { address, association, temporary, client, server }))
+        }
+    }
+}
+
+/// `00:01:...` as bytes.
+fn duid(text: &[u8]) -> Option<Vec<u8>> {
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = text.split(|byte| *byte == b':').map(byte).collect();
+    bytes.filter(|bytes| bytes.len() <= LONGEST_DUID)
 }
 
 /// The file without the leases of these addresses, byte for byte.
@@ -67,6 +135,28 @@ mod test {
             ]
         );
         assert_eq!(leases(b""), []);
+    }
+
+    #[test]
+    fn holders_are_known_by_macs_and_numbers() {
+        let all: BTreeSet<IpAddr> = leases(FILE).iter().map(|lease| lease.address).collect();
+        let (held, found) = holders(FILE, &all);
+        assert_eq!(held, 3, "one says too little");
+        let mac = |text: &str| text.parse().unwrap();
+        let v4 = |address: &str, of: &str| Holder::V4 { address: address.parse().unwrap(), mac: mac(of) };
+        assert_eq!(found, [v4("10.61.0.11", "52:54:00:aa:bb:cc"), v4("10.61.0.2", "52:54:00:aa:bb:cd")]);
+        let six = b"duid 00:02\n1 T7 fd00::7 * 00:01:ff\n2 8 fd00::8 * 00:zz\n3 9 fd00::9 * 0:1\n";
+        let v6 = |address: &str, association, temporary, client: &[u8]| {
+            let (address, client) = (address.parse().unwrap(), client.to_vec());
+            Holder::V6(Holder6 { address, association, temporary, client, server: vec![0, 2] })
+        };
+        let all = ["fd00::7", "fd00::8", "fd00::9"].map(|address| address.parse().unwrap()).into();
+        let (held, found) = holders(six, &all);
+        assert_eq!(held, 3);
+        assert_eq!(found, [v6("fd00::7", 7, true, &[0, 1, 255]), v6("fd00::9", 9, false, &[0, 1])]);
+        assert_eq!(holders(six, &BTreeSet::new()), (0, Vec::new()));
+        let long = format!("duid 00\n1 7 fd00::7 * {}ff\n", "00:".repeat(LONGEST_DUID));
+        assert_eq!(holders(long.as_bytes(), &all).1, []);
     }
 
     #[test]

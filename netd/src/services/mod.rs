@@ -1,18 +1,20 @@
 //! DHCP, DNS and router advertisements: one dnsmasq a network, unprivileged, watched, and never parsed.
 //!
-//! `render` makes its configuration of records, `folder` keeps it on disk, `launch` starts the process, `engine` knows
-//! what should run and looks after it. netd's own end leaves the processes running; the next netd takes them over.
+//! `render` makes its configuration of records, `folder` keeps it on disk, `files` knows what the process has to be told
+//! of it, `launch` starts the process, `engine` knows what should run and looks after it. netd's own end leaves the processes running; the next netd takes them over.
 //!
 //! A changed setting is another configuration file and another process; a new port is two new files, which dnsmasq
 //! notices by itself.
 
 pub mod confine;
 mod engine;
+mod files;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod launch;
 mod lease;
+mod release;
 mod render;
 mod unit;
 
@@ -116,13 +118,14 @@ impl Services {
         }
     }
 
-    /// Makes a port's addresses and names known. What it costs does not depend on how many there are.
+    /// Makes a port's addresses and names known, also to a process that is being started just now, which nobody waits
+    /// for. What it costs does not depend on how many there are.
     ///
     /// # Errors
     /// If the files cannot be written.
-    pub async fn put_port(&self, port: &Port) -> Result<(), Fault> {
+    pub fn put_port(&self, port: &Port) -> Result<(), Fault> {
         match &self.0 {
-            Some(engine) => engine.put_port(port).await,
+            Some(engine) => engine.put_port(port),
             None => Ok(()),
         }
     }
@@ -131,9 +134,9 @@ impl Services {
     ///
     /// # Errors
     /// If the files cannot be removed.
-    pub async fn remove_port(&self, port: &Port) -> Result<(), Fault> {
+    pub fn remove_port(&self, port: &Port) -> Result<(), Fault> {
         match &self.0 {
-            Some(engine) => engine.remove_port(port).await,
+            Some(engine) => engine.remove_port(port),
             None => Ok(()),
         }
     }

@@ -1,10 +1,13 @@
-//! The service of one network: its files, its process, and what is to be done about either.
+//! The process of one network, and what is to be done about it.
 
 use super::{
     Status,
     engine::Settings,
+    files::Files,
     folder::{Entry, Folder, Record},
     launch,
+    lease::Holder,
+    release::{self, Next, Progress},
 };
 use crate::{
     kernel::{Action, CellSpec, Kernel as _, LinuxKernel, Scope},
@@ -23,14 +26,16 @@ use shared::{
     steps,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
-    net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 /// How long dnsmasq may take until it serves; it needs some ten milliseconds.
 const START_LIMIT: Duration = Duration::from_secs(5);
@@ -41,6 +46,8 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(10);
+/// As many leases are given back at a look: more would not fit into the server's socket.
+const MOST_RELEASES: usize = 64;
 /// What dnsmasq says when it has all its sockets.
 const SERVING: &str = "started, version";
 
@@ -69,14 +76,14 @@ pub struct Unit {
     settings: Arc<Settings>,
     kernel: LinuxKernel,
     folder: Folder,
+    files: Arc<Mutex<Files>>,
     status: Arc<RwLock<Status>>,
+    /// Whether it is to be removed: then nobody waits for a start.
+    leaving: watch::Receiver<bool>,
     wanted: Option<Wanted>,
-    entries: BTreeMap<Name, Entry>,
     running: Option<Running>,
-    /// It has to read its files again.
-    reload: bool,
-    /// Addresses whose leases have to go.
-    pruned: BTreeSet<IpAddr>,
+    /// Of leases that are being given back.
+    progress: Progress,
     pause: Duration,
     next_start: Instant,
 }
@@ -88,25 +95,30 @@ impl Unit {
         kernel: LinuxKernel,
         folder: Folder,
         status: Arc<RwLock<Status>>,
+        leaving: watch::Receiver<bool>,
     ) -> Self {
         Self {
             settings,
             kernel,
+            files: Arc::new(Mutex::new(Files::new(folder.clone()))),
             folder,
             status,
+            leaving,
             wanted: None,
-            entries: BTreeMap::new(),
             running: None,
-            reload: false,
-            pruned: BTreeSet::new(),
+            progress: Progress::default(),
             pause: Duration::ZERO,
             next_start: Instant::now(),
         }
     }
 
-    /// What should run; `None` before the first `bring`.
-    pub fn wanted(&self) -> Option<&Wanted> {
-        self.wanted.as_ref()
+    /// Its files, to whose ports nobody waits for the process.
+    pub fn files(&self) -> Arc<Mutex<Files>> {
+        Arc::clone(&self.files)
+    }
+
+    fn lock_files(&self) -> MutexGuard<'_, Files> {
+        lock(&self.files)
     }
 
     /// Whether a start has failed, and it is too early for the next.
@@ -128,53 +140,19 @@ impl Unit {
     }
 
     async fn try_bring(&mut self, wanted: Wanted, entries: BTreeMap<Name, Entry>) -> Result<(), Fault> {
-        self.folder.make(self.settings.user.as_ref().map(|(_, _, gid)| *gid))?;
-        let other = self.folder.write_config(&wanted.config)?;
-        self.reload |= self.folder.sync(&self.entries, &entries)?;
-        self.entries = entries;
+        let other = self.lock_files().bring(&self.settings, wanted.clone(), entries)?;
         self.wanted = Some(wanted);
-        self.prune_unknown();
         if self.running.is_none() {
             self.running = self.take_over()?;
-            // An earlier netd may have ended before it told what it had removed.
-            self.reload |= self.running.is_some();
+            if self.running.is_some() {
+                self.lock_files().adopted();
+            }
         }
         match self.trouble() {
             None if !other => Ok(()),
             None => self.restart("its configuration is another one").await,
             Some(why) => self.restart(&why).await,
         }
-    }
-
-    /// Leases of addresses that no port has: the port went, and netd ended before the lease did.
-    fn prune_unknown(&mut self) {
-        let known: BTreeSet<_> = self.entries.values().flat_map(|entry| &entry.addresses).collect();
-        let leases = self.folder.leases().into_iter().map(|lease| lease.address);
-        let unknown: Vec<_> = leases.filter(|address| !known.contains(address)).collect();
-        self.reload |= !unknown.is_empty();
-        self.pruned.extend(unknown);
-    }
-
-    /// Writes the files of a port; whether the process has to be told.
-    pub fn put(&mut self, port: &Name, entry: Entry) -> Result<bool, Fault> {
-        let before = self.entries.get(port);
-        if before == Some(&entry) {
-            return Ok(false);
-        }
-        // It reads new files by itself, and adds what is in a changed one to what was there.
-        self.reload |= before.is_some();
-        self.folder.put(port, &entry)?;
-        self.entries.insert(port.clone(), entry);
-        Ok(self.reload)
-    }
-
-    /// Removes the files of a port, and has its leases removed.
-    pub fn take_back(&mut self, port: &Name, addresses: impl Iterator<Item = IpAddr>) -> Result<(), Fault> {
-        self.folder.remove(port.as_str())?;
-        self.entries.remove(port);
-        self.pruned.extend(addresses);
-        self.reload = true;
-        Ok(())
     }
 
     /// Looks after it, and carries out what has piled up.
@@ -188,6 +166,7 @@ impl Unit {
             None => self.tell().await,
         };
         match (result, &self.running) {
+            (Err(fault), _) if fault.kind() == Kind::Aborted => {}
             (Err(fault), _) => self.failed(&fault),
             // Also where it could not be told something a moment ago.
             (Ok(()), Some(running)) => self.publish(Status::Running(running.record.pid)),
@@ -198,20 +177,45 @@ impl Unit {
 
     /// Tells the process of removed and changed ports.
     async fn tell(&mut self) -> Result<(), Fault> {
-        if !self.reload {
-            return Ok(());
+        let now = Instant::now();
+        let Some(mut changes) = self.lock_files().take_due(now) else { return Ok(()) };
+        if let (true, Some(running)) = (changes.reload, &self.running) {
+            let told = steps::effect(|| "tell dnsmasq".to_owned(), || running.process.signal(Signal::HUP));
+            if let Err(fault) = told {
+                self.lock_files().give_back(changes);
+                return Err(fault);
+            }
         }
-        let held = self.folder.leases().iter().any(|lease| self.pruned.contains(&lease.address));
-        if held {
-            // dnsmasq has no way to be told that a lease is void: it learns it from its file, at its start.
-            return self.restart("a port with a lease is gone").await;
-        }
-        if let Some(running) = &self.running {
-            steps::effect(|| "tell dnsmasq".to_owned(), || running.process.signal(Signal::HUP))?;
-        }
-        self.reload = false;
-        self.pruned.clear();
-        Ok(())
+        changes.reloaded();
+        let (held, holders) = self.folder.holders(&changes.gone);
+        let next = self.progress.next(self.folder.lease_stamp(), held, now);
+        let wait = match next {
+            Next::Done => return Ok(()),
+            Next::Wait => true,
+            Next::Give if self.release(&holders) => true,
+            // It learns from its file that a lease is void, at its start.
+            Next::Give | Next::GiveUp => !changes.urgent && self.is_young(),
+        };
+        self.lock_files().give_back(changes);
+        if wait { Ok(()) } else { self.restart("a port with a lease is gone").await }
+    }
+
+    fn is_young(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.since.elapsed() < LONG)
+    }
+
+    /// Gives leases back; whether that is possible.
+    fn release(&self, holders: &[Holder]) -> bool {
+        let (Some(running), Some(Wanted { network, .. })) = (&self.running, &self.wanted) else {
+            return false;
+        };
+        // A cell's server hears nobody in this namespace.
+        network.cell.is_none()
+            && holders.iter().take(MOST_RELEASES).all(|holder| {
+                let give = || release::send(network, &network.bridge, running.record.link, holder);
+                let given = steps::effect(|| "give a lease back".to_owned(), give);
+                given.inspect_err(|e| tracing::warn!(error = e.chain(), "dnsmasq is replaced")).is_ok()
+            })
     }
 
     fn failed(&mut self, fault: &Fault) {
@@ -308,9 +312,12 @@ impl Unit {
         }
         self.publish(Status::Starting);
         self.end().await?;
-        self.folder.prune(&self.pruned)?;
-        self.pruned.clear();
-        self.reload = false;
+        self.progress = Progress::default();
+        let changes = self.lock_files().take(Instant::now());
+        if let Err(fault) = self.folder.prune(&changes.gone) {
+            self.lock_files().give_back(changes);
+            return Err(fault);
+        }
         self.start().await
     }
 
@@ -362,7 +369,14 @@ impl Unit {
             self.folder.write_record(&record)?;
             Ok(record)
         };
-        match started.await {
+        let mut leaving = self.leaving.clone();
+        let result = tokio::select! {
+            result = started => result,
+            _ = leaving.wait_for(|leaving| *leaving) => {
+                Err(Fault::new(Kind::Aborted, "LEAVING", "the network is being deleted"))
+            }
+        };
+        match result {
             Ok(record) => {
                 self.publish(Status::Running(pid));
                 self.running = Some(Running { process, record, since: Instant::now() });
@@ -424,6 +438,7 @@ impl Unit {
             self.remove_link(link).await?;
         }
         self.end().await?;
+        self.lock_files().unwant();
         self.wanted = None;
         self.folder.delete()
     }
@@ -436,6 +451,11 @@ impl Unit {
         }
         Ok(())
     }
+}
+
+/// Each change of the files is whole in itself.
+pub fn lock(files: &Mutex<Files>) -> MutexGuard<'_, Files> {
+    files.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What to do next, by dnsmasq's own last words.

@@ -167,7 +167,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         let observed = self.0.kernel.observe(&scope(new, network)).await?;
         self.apply(&desired.plan_port(new, &observed)?, &observed).await?;
-        self.0.services.put_port(new).await?;
+        self.0.services.put_port(new)?;
         self.check_port(&desired, new, network).await
     }
 }
