@@ -18,6 +18,8 @@ pub(super) struct Confined {
     /// The open files of `jail`.
     pub files: Vec<OwnedFd>,
     pub accelerator: Accelerator,
+    /// Images of disks, with those behind them.
+    pub images: u64,
     /// What holds once it is up.
     pub findings: Vec<Finding>,
     /// The machine's spec with the names that kernel and initramfs have for QEMU.
@@ -40,9 +42,10 @@ pub(super) async fn confine<P>(
     let program = context.jail.programs.of(context.host.binary()).await?;
     jail.read.clone_from(&program.read);
     jail.libraries.clone_from(&program.libraries);
+    let images = disks.iter().map(|disk| 1 + u64::try_from(disk.backing.len()).unwrap_or_default()).sum();
     let mut spec = record.spec.clone();
     let Some(boot) = spec.kernel_boot.as_mut() else {
-        return Ok(Confined { jail, files: Vec::new(), accelerator, findings, spec });
+        return Ok(Confined { jail, files: Vec::new(), accelerator, images, findings, spec });
     };
     let paths = std::iter::once(&mut boot.kernel).chain(&mut boot.initrd);
     let reach = context.reach(record.confined, record.owner);
@@ -72,5 +75,5 @@ pub(super) async fn confine<P>(
         }
         files.push(OwnedFd::from(file));
     }
-    Ok(Confined { jail, files, accelerator, findings, spec })
+    Ok(Confined { jail, files, accelerator, images, findings, spec })
 }

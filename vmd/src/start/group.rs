@@ -27,6 +27,8 @@ pub(super) fn make<P>(
         vcpus: record.spec.vcpus,
         accelerator: confined.accelerator,
         threads: crate::jail::host::threads(record.spec.vcpus),
+        images: confined.images,
+        boot: confined.jail.files.iter().map(|file| file.size).sum(),
     };
     let files = limits.files(layers);
     steps::effect(|| "make the group".to_owned(), || leaf.make(&files))?;

@@ -11,6 +11,10 @@ pub const OVERHEAD_PER_VCPU: u64 = 8 << 20;
 /// One part in this many of the guest's memory: page tables of the host's and, with KVM, of the guest's, 8 bytes for
 /// each page of 4 KiB, and as much again.
 pub const OVERHEAD_SHARE: u64 = 128;
+/// An image's tables, of which QEMU keeps 32 MiB by default if it is qcow2, and its requests under way.
+pub const OVERHEAD_PER_IMAGE: u64 = 40 << 20;
+/// Copies of kernel and initramfs: in QEMU, which gives them to the guest at each reset, and in the root folder.
+pub const COPIES: u64 = 2;
 /// What QEMU's emulation keeps of translated code at most, and what it knows of it.
 pub const OVERHEAD_TCG: u64 = (1 << 30) + (128 << 20);
 /// Processors that QEMU may use beside one for each virtual CPU: for disks, NICs and the display.
@@ -32,6 +36,10 @@ pub struct Limits {
     pub accelerator: Accelerator,
     /// Processes and threads.
     pub threads: u64,
+    /// Images of disks, with those behind them.
+    pub images: u64,
+    /// Bytes of kernel and initramfs.
+    pub boot: u64,
 }
 
 impl Limits {
@@ -42,7 +50,8 @@ impl Limits {
             Accelerator::Kvm => 0,
             Accelerator::Tcg => OVERHEAD_TCG,
         };
-        let own = OVERHEAD + OVERHEAD_PER_VCPU * u64::from(self.vcpus) + emulation;
+        let devices = OVERHEAD_PER_VCPU * u64::from(self.vcpus) + OVERHEAD_PER_IMAGE * self.images;
+        let own = (OVERHEAD + devices + emulation).saturating_add(self.boot.saturating_mul(COPIES));
         self.guest.saturating_add(self.guest / OVERHEAD_SHARE).saturating_add(own)
     }
 
@@ -93,7 +102,8 @@ pub fn mebibytes(bytes: u64) -> String {
 mod test {
     use super::*;
 
-    const SMALL: Limits = Limits { guest: 1 << 30, vcpus: 2, accelerator: Accelerator::Kvm, threads: 1026 };
+    const SMALL: Limits =
+        Limits { guest: 1 << 30, vcpus: 2, accelerator: Accelerator::Kvm, threads: 1026, images: 0, boot: 0 };
 
     #[test]
     fn each_layer_that_holds_has_its_files_and_no_other() {
@@ -111,11 +121,14 @@ mod test {
 
     #[test]
     fn limits_stay_within_what_the_kernel_takes_and_above_what_the_guest_has() {
-        let largest = Limits { guest: u64::MAX, vcpus: 255, accelerator: Accelerator::Tcg, threads: 1 };
+        let largest =
+            Limits { guest: u64::MAX, vcpus: 255, accelerator: Accelerator::Tcg, boot: u64::MAX, ..SMALL };
         assert_eq!(largest.memory(), u64::MAX);
         let weight = largest.files(&[Layer::Cpu].into());
         assert!(weight[1].1.parse::<u64>().unwrap() <= 10_000, "{weight:?}");
         let emulated = Limits { accelerator: Accelerator::Tcg, ..SMALL };
+        let booted = Limits { images: 3, boot: 100 << 20, ..SMALL };
+        assert_eq!(booted.memory() - SMALL.memory(), (3 * 40 + 2 * 100) << 20);
         assert!(SMALL.memory() > SMALL.guest + OVERHEAD && emulated.memory() > SMALL.memory() + (1 << 30));
     }
 }
