@@ -4,6 +4,7 @@
 
 pub mod census;
 pub mod client;
+pub mod debian;
 pub mod figures;
 pub mod flows;
 pub mod frames;

@@ -1,21 +1,10 @@
 //! A Debian machine as clouds have it finds everything by itself.
 
-use integration_tests::{
-    client::resolver,
-    guest::Guest,
-    host::{TestHost, VMD_UID, workspace},
-    machine::{CMDLINE, Console},
-    netns, wait,
-};
-use std::{process::Command, time::Instant};
+use integration_tests::{client::resolver, debian, guest::Guest, host::TestHost, wait};
+use std::time::Instant;
 
 #[test]
 fn a_debian_machine_needs_no_configuration_on_a_nat_network() {
-    let folder = workspace().join("target/guest/debian");
-    assert!(
-        folder.join("disk.img").exists(),
-        "no Debian machine: run `integration-tests/guest/debian.sh target/guest/debian` first"
-    );
     let host = TestHost::with_vmd();
     // A name outside, at an address outside.
     host.lan.sh("ip address add 203.0.113.9/32 dev lo; ip address add 2001:db8:9::9/128 dev lo nodad");
@@ -27,41 +16,14 @@ fn a_debian_machine_needs_no_configuration_on_a_nat_network() {
     neighbour.dhcp4(&[]).expect("a lease");
     neighbour.has_address(&text("ipv6_address"));
 
-    let disk = host.path("disk.img");
-    netns::run(Command::new("cp").args(["--sparse=always"]).arg(folder.join("disk.img")).arg(&disk));
-    std::os::unix::fs::chown(&disk, Some(VMD_UID), Some(VMD_UID)).expect("chown");
-    for file in ["vmlinuz", "initrd.img"] {
-        std::fs::copy(folder.join(file), host.path(&format!("debian-{file}"))).expect("copy");
-    }
     let begin = Instant::now();
-    let outcome = host.kvmctl(&[
-        "vm",
-        "run",
-        "deb",
-        "--memory",
-        "512M",
-        "--kernel",
-        &host.path("debian-vmlinuz"),
-        "--initrd",
-        &host.path("debian-initrd.img"),
-        "--cmdline",
-        &format!("{CMDLINE} root=/dev/vda rw systemd.firstboot=off systemd.show_status=false"),
-        "--disk",
-        &format!("{disk},format=raw,cache=unsafe"),
-        "--network",
-        "n",
-    ]);
-    assert_eq!(outcome.code, 0, "{}\n{}", outcome.stderr, host.logs());
-    wait::until_within("Debian to be up", 5 * wait::PATIENCE, || {
-        host.ok("vm log deb").contains("GUEST READY").then_some(())
-    });
+    let mut console = debian::boot(&host, "", &["--memory", "512M", "--network", "n"]);
     println!("Debian is up after {:?}", begin.elapsed());
 
     let port =
         host.ok_json("port list n").as_array().expect("ports").iter().find(|p| p["name"] != "other").cloned();
     let port = port.expect("the machine's port");
     let own = |key: &str| port["status"][key].as_str().expect(key).to_owned();
-    let mut console = Console::attach(&host, "deb");
     for address in [own("ipv4_address"), own("ipv6_address")] {
         wait::until(&format!("{address} in the machine"), || {
             let shown = console.ok("ip -o address show scope global");

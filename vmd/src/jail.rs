@@ -117,7 +117,8 @@ impl Layer {
             }
             Self::Memory | Self::Cpu | Self::Processes => {
                 "`Delegate=cpu memory pids` and `DelegateSubgroup=vmd` in vmd's unit, which systemd 254 and later \
-                 know; elsewhere start vmd in the group `vmd` of one that has these controllers"
+                 know; before that vmd.before-254.conf; elsewhere start vmd in the group `vmd` of one that has \
+                 these controllers"
             }
         }
     }
