@@ -98,7 +98,9 @@ pub async fn call(channel: &mut Channel, path: &str, stream: bool, body: Vec<u8>
     }
 }
 
-struct Once(Option<Bytes>);
+/// A body of one piece.
+#[derive(Debug)]
+pub struct Once(pub Option<Bytes>);
 
 impl http_body::Body for Once {
     type Data = Bytes;

@@ -1,5 +1,7 @@
 //! What netd thinks in: validated, and free of wire and kernel types.
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod forward;
 mod group;
 mod owner;

@@ -2,6 +2,7 @@
 
 mod caller;
 mod event;
+pub mod port;
 
 pub use caller::caller;
 pub use event::{EventService, change};

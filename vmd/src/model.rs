@@ -401,6 +401,38 @@ pub struct Vm {
     pub status: Status,
 }
 
+/// A spec for tests: the least that a machine has.
+#[cfg(test)]
+pub(crate) fn test_spec() -> Spec {
+    Spec {
+        vcpus: 1,
+        memory_bytes: 1 << 20,
+        cpu_model: None,
+        disks: vec![],
+        kernel_boot: None,
+        nics: vec![],
+        vnc: None,
+    }
+}
+
+/// A record for tests: root's machine `web`.
+#[cfg(test)]
+pub(crate) fn test_record(spec: Spec) -> Record {
+    let now = Timestamp { seconds: 0, nanos: 0 };
+    Record {
+        name: "web".parse().unwrap(),
+        uid: Uuid::nil(),
+        generation: 1,
+        create_time: now,
+        update_time: now,
+        labels: Default::default(),
+        spec,
+        macs: vec![],
+        owner: 0,
+        confined: false,
+    }
+}
+
 /// A run for tests.
 #[cfg(test)]
 pub(crate) fn test_run() -> Run {

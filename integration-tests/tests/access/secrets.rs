@@ -5,13 +5,13 @@ use http_body::Body as _;
 use integration_tests::{
     host::{TestHost, VMD_UID},
     malformed::Api,
-    raw::{Daemon, framed},
+    raw::{Daemon, Once, framed},
     user::as_user,
     wait,
 };
 use proto::access::v1::Role;
 use std::{fs, os::unix::fs::chown, pin::Pin};
-use tonic::{Status, body::Body, codegen::Bytes};
+use tonic::{Status, body::Body};
 use tower::{Service as _, ServiceExt as _};
 
 const SECRET: &str = "hunter2";
@@ -48,20 +48,6 @@ fn answer(
             bytes
         })
     })
-}
-
-struct Once(Option<Bytes>);
-
-impl http_body::Body for Once {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
-        std::task::Poll::Ready(self.0.take().map(|bytes| Ok(http_body::Frame::data(bytes))))
-    }
 }
 
 /// A message whose first field is this text.

@@ -4,85 +4,21 @@ use super::*;
 use crate::{
     kernel::fake::{FakeKernel, Host},
     kernel::{Action, Kernel as _, Scope},
-    model::{Address, Cell, LINK_GROUP, Mode, Owner, Port, PortSpec, Reservation, Route, ServicesSpec},
+    model::{
+        Address, Cell, LINK_GROUP, Mode, Owner, Port, Reservation, Route,
+        fixture::{self, link, name, network_spec as spec},
+    },
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
-use shared::time::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
-
-fn link(text: &str) -> IfName {
-    text.parse().unwrap()
-}
-
-fn spec(mode: Mode) -> NetworkSpec {
-    NetworkSpec {
-        mode,
-        ipv4: None,
-        ipv6: None,
-        bridge: None,
-        uplink: None,
-        mtu: None,
-        services: ServicesSpec::default(),
-    }
-}
+use std::collections::BTreeSet;
 
 fn network(text: &str, mode: Mode, ipv4: Option<&str>) -> Network {
-    let now = Timestamp::now();
-    Network {
-        name: name(text),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
-        spec: spec(mode),
-        bridge: link(&format!("kvb-{text}")),
-        bridge_mac: Mac::derived(text, 0),
-        ipv4: ipv4.map(|net| net.parse().unwrap()),
-        ipv6: None,
-        mtu: 1500,
-        takeover: None,
-        cell: None,
-        deleting: false,
-    }
+    Network { ipv4: ipv4.map(|net| net.parse().unwrap()), ..fixture::network(text, mode) }
 }
 
 fn port(text: &str, mac: Mac) -> Port {
-    let now = Timestamp::now();
-    Port {
-        network: name("lan"),
-        name: name(text),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
-        spec: PortSpec {
-            mac: None,
-            filter: true,
-            ipv4: None,
-            ipv6: None,
-            extra: BTreeSet::new(),
-            hostname: None,
-            isolated: false,
-            rate_in: None,
-            rate_out: None,
-            groups: BTreeSet::new(),
-        },
-        mac,
-        ipv4: None,
-        ipv6: None,
-        tap: link(&format!("kvp-{text}")),
-        owner: 0,
-        tenant: Some(String::new()),
-        profile: None,
-        deleting: false,
-    }
+    Port { mac, ..fixture::port("lan", text) }
 }
 
 fn observed(change: impl FnOnce(&mut Host)) -> Observed {

@@ -15,17 +15,6 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 /// Most rules of one group.
 const MOST_RULES: usize = 64;
-/// Most groups of one port.
-const MOST_GROUPS: usize = 8;
-
-/// The groups of a port, each as `groups/NAME`.
-pub fn groups_of_port(names: &[String]) -> Result<BTreeSet<Name>, Fault> {
-    if names.len() > MOST_GROUPS {
-        let message = format!("{} groups of one port, and {MOST_GROUPS} is the most", names.len());
-        return Err(invalid("TOO_MANY_GROUPS", message));
-    }
-    names.iter().map(|name| Name::from_resource(name, "groups")).collect()
-}
 
 /// Checks a request to create a group.
 pub fn new_group(group: Option<wire::Group>) -> Result<NewGroup, Fault> {

@@ -1,28 +1,26 @@
 //! Ports.
 
-use super::{
-    group::{group_names, groups_of_port},
-    invalid, labels, mask, missing, state, text, time,
-};
+use super::{group::group_names, invalid, labels, mask, missing, state, text, time};
 use crate::{
     kernel::TapTraffic,
     model::{Owner, PortKey, PortSpec, Rate, State},
     reconciler::{NewPort, PortChange, PortView},
 };
 use proto::netd::v1 as wire;
-use shared::{access::Caller, fault::Fault, name::printable};
+use shared::{
+    access::Caller,
+    fault::Fault,
+    name::printable,
+    wire::port::{SLOWEST_RATE, address, extra_addresses, groups},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     str::FromStr,
 };
 
-/// Most extra addresses of one port.
-const MOST_EXTRA: usize = 64;
 /// Longest tenant, bytes.
 const LONGEST_TENANT: usize = 64;
-/// Slowest rate, bits per second: a frame of 1,500 bytes then takes one and a half seconds.
-const SLOWEST: u64 = 8_000;
 /// Fastest rate, bits per second: 1 Tbit/s.
 const FASTEST: u64 = 1_000_000_000_000;
 /// Bytes of a full-size frame of an ordinary MTU.
@@ -70,12 +68,12 @@ fn spec(spec: wire::PortSpec) -> Result<PortSpec, Fault> {
         mac: optional(&spec.mac)?,
         ipv4: address(&spec.ipv4_address, "an IPv4 address", "192.168.100.10")?,
         ipv6: address(&spec.ipv6_address, "an IPv6 address", "fd00:1::10")?,
-        extra: extra(&spec.extra_addresses)?,
+        extra: extra_addresses(&spec.extra_addresses)?,
         hostname: optional(&spec.hostname)?,
         isolated: spec.isolated,
         rate_in: rate(spec.rate_in)?,
         rate_out: rate(spec.rate_out)?,
-        groups: groups_of_port(&spec.groups)?,
+        groups: groups(&spec.groups)?,
     })
 }
 
@@ -87,39 +85,14 @@ fn optional<T: FromStr<Err = Fault>>(text: &str) -> Result<Option<T>, Fault> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
-/// An address without prefix length; empty is none.
-fn address<T: FromStr>(text: &str, what: &str, example: &str) -> Result<Option<T>, Fault> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|_| {
-        invalid("INVALID_ADDRESS", format!("`{}` is not {what}", printable(text)))
-            .hint(format!("write it without a prefix length, such as {example}"))
-    })
-}
-
-fn extra(texts: &[String]) -> Result<BTreeSet<IpAddr>, Fault> {
-    if texts.len() > MOST_EXTRA {
-        let message = format!("{} extra addresses, and {MOST_EXTRA} is the most", texts.len());
-        return Err(invalid("TOO_MANY_ADDRESSES", message));
-    }
-    texts
-        .iter()
-        .map(|text| {
-            address(text, "an address", "192.168.100.10")?
-                .ok_or_else(|| invalid("INVALID_ADDRESS", "an extra address is empty"))
-        })
-        .collect()
-}
-
 fn rate(rate: Option<wire::Rate>) -> Result<Option<Rate>, Fault> {
     let Some(wire::Rate { bits_per_second, burst_bytes }) = rate else { return Ok(None) };
-    if !(SLOWEST..=FASTEST).contains(&bits_per_second) {
+    if !(SLOWEST_RATE..=FASTEST).contains(&bits_per_second) {
         return Err(invalid(
             "INVALID_RATE",
             format!("a rate of {bits_per_second} bits per second is not possible"),
         )
-        .hint(format!("from {SLOWEST} to {FASTEST}; leave it out for no limit")));
+        .hint(format!("from {SLOWEST_RATE} to {FASTEST}; leave it out for no limit")));
     }
     let ten_ms = bits_per_second / 8 / 100;
     let burst = match u64::from(burst_bytes) {
@@ -149,12 +122,12 @@ pub fn port_change(request: wire::UpdatePortRequest) -> Result<(PortKey, PortCha
         match path.as_str() {
             "labels" => change.labels = Some(labels(port.labels.clone())?),
             "spec.filter" => change.filter = Some(filter(&spec)),
-            "spec.extra_addresses" => change.extra = Some(extra(&spec.extra_addresses)?),
+            "spec.extra_addresses" => change.extra = Some(extra_addresses(&spec.extra_addresses)?),
             "spec.hostname" => change.hostname = Some(optional(&spec.hostname)?),
             "spec.isolated" => change.isolated = Some(spec.isolated),
             "spec.rate_in" => change.rate_in = Some(rate(spec.rate_in)?),
             "spec.rate_out" => change.rate_out = Some(rate(spec.rate_out)?),
-            "spec.groups" => change.groups = Some(groups_of_port(&spec.groups)?),
+            "spec.groups" => change.groups = Some(groups(&spec.groups)?),
             "spec.mac" | "spec.ipv4_address" | "spec.ipv6_address" | "spec.tenant" => {
                 return Err(invalid("CANNOT_CHANGE", format!("`{path}` of a port cannot change"))
                     .hint("delete the port and create it anew"));

@@ -289,24 +289,8 @@ impl Host {
     pub fn add_link(&mut self, name: &IfName, kind: LinkKind) -> &mut Link {
         self.next_index += 1;
         self.sysctls.insert(plan::accept_ra(name), "1".to_owned());
-        let link = Link {
-            index: self.next_index,
-            mac: (kind != LinkKind::Loopback).then(|| Mac::derived(name.as_str(), 0)),
-            kind,
-            group: 0,
-            alias: String::new(),
-            master: None,
-            mtu: 1500,
-            up: false,
-            carrier: false,
-            addresses: Vec::new(),
-            routes: Vec::new(),
-            multipath: false,
-            port: None,
-            uppers: Vec::new(),
-            bucket: None,
-            redirect: None,
-        };
+        let mac = (kind != LinkKind::Loopback).then(|| Mac::derived(name.as_str(), 0));
+        let link = Link { mac, mtu: 1500, ..Link::new(self.next_index, kind) };
         self.links.entry(name.clone()).or_insert(link)
     }
 

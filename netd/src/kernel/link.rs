@@ -28,24 +28,8 @@ pub fn parse(message: &LinkMessage) -> Option<RawLink> {
     let mut master = None;
     let mut lower = None;
     let mut info: &[LinkInfo] = &[];
-    let mut link = Link {
-        index: message.header.index,
-        kind: LinkKind::Nic,
-        group: 0,
-        alias: String::new(),
-        master: None,
-        mac: None,
-        mtu: 0,
-        up: message.header.flags.contains(LinkFlags::Up),
-        carrier: false,
-        addresses: Vec::new(),
-        routes: Vec::new(),
-        multipath: false,
-        port: None,
-        uppers: Vec::new(),
-        bucket: None,
-        redirect: None,
-    };
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let mut link = Link { up, ..Link::new(message.header.index, LinkKind::Nic) };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = text.parse::<IfName>().ok(),

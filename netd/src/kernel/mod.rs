@@ -106,6 +106,31 @@ pub struct Link {
     pub redirect: Option<u32>,
 }
 
+impl Link {
+    /// A link that is down, of which nothing else is known yet.
+    #[must_use]
+    pub fn new(index: u32, kind: LinkKind) -> Self {
+        Self {
+            index,
+            kind,
+            group: 0,
+            alias: String::new(),
+            master: None,
+            mac: None,
+            mtu: 0,
+            up: false,
+            carrier: false,
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            multipath: false,
+            port: None,
+            uppers: Vec::new(),
+            bucket: None,
+            redirect: None,
+        }
+    }
+}
+
 /// Sort of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkKind {

@@ -6,85 +6,22 @@ use crate::{
         Bucket, CellSpec, Kernel as _, Scope,
         fake::{FakeKernel, Host},
     },
-    model::{Cell, NetworkSpec, PortSpec, Rate, ServicesSpec, Takeover},
+    model::{
+        Cell, PortSpec, Rate, Takeover,
+        fixture::{self, link, name, network},
+    },
 };
 use futures_util::FutureExt as _;
 use proptest::prelude::*;
-use shared::{mac::Mac, time::Timestamp};
-use uuid::Uuid;
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
-
-fn link(text: &str) -> IfName {
-    text.parse().unwrap()
-}
-
-fn network(text: &str, mode: Mode) -> Network {
-    let now = Timestamp::now();
-    Network {
-        name: name(text),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
-        spec: NetworkSpec {
-            mode,
-            ipv4: None,
-            ipv6: None,
-            bridge: None,
-            uplink: None,
-            mtu: None,
-            services: ServicesSpec::default(),
-        },
-        bridge: link(&format!("kvb-{text}")),
-        bridge_mac: Mac::derived(text, 0),
-        ipv4: None,
-        ipv6: None,
-        mtu: 1500,
-        takeover: None,
-        cell: None,
-        deleting: false,
-    }
-}
+use shared::mac::Mac;
 
 fn nat() -> Network {
     Network { ipv4: Some("10.1.0.1/24".parse().unwrap()), ..network("lan", Mode::Nat) }
 }
 
 fn port(network: &str, text: &str, filter: bool) -> Port {
-    let now = Timestamp::now();
-    Port {
-        network: name(network),
-        name: name(text),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
-        spec: PortSpec {
-            mac: None,
-            filter,
-            ipv4: None,
-            ipv6: None,
-            extra: BTreeSet::new(),
-            hostname: None,
-            isolated: false,
-            rate_in: None,
-            rate_out: None,
-            groups: BTreeSet::new(),
-        },
-        mac: Mac::derived(&format!("{network}/{text}"), 0),
-        ipv4: None,
-        ipv6: None,
-        tap: link(&format!("kvp-{network}-{text}")),
-        owner: 1000,
-        tenant: Some(String::new()),
-        profile: None,
-        deleting: false,
-    }
+    let plain = fixture::port(network, text);
+    Port { spec: PortSpec { filter, ..plain.spec.clone() }, ..plain }
 }
 
 fn desired(networks: Vec<Network>, ports: Vec<Port>) -> Desired {

@@ -6,7 +6,10 @@ use crate::{
         LinkKind,
         fake::{Effect, FakeKernel, Host},
     },
-    model::{Address, IfName, Mode, NetworkSpec, Owner, PortSpec, Rate, Route, ServicesSpec},
+    model::{
+        Address, Mode, NetworkSpec, Owner, PortSpec, Rate, Route,
+        fixture::{link, name, network_spec as spec, port_spec},
+    },
     plan::{BRIDGE_NF, FORWARD4, FORWARD6},
 };
 use shared::{access::Quota, mac::Mac};
@@ -19,26 +22,6 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 const EFFECTS: [Effect; 2] = [Effect::None, Effect::Done];
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
-
-fn link(text: &str) -> IfName {
-    text.parse().unwrap()
-}
-
-fn spec(mode: Mode) -> NetworkSpec {
-    NetworkSpec {
-        mode,
-        ipv4: None,
-        ipv6: None,
-        bridge: None,
-        uplink: None,
-        mtu: None,
-        services: ServicesSpec::default(),
-    }
-}
 
 fn network(name_: &str, spec: NetworkSpec) -> NewNetwork {
     NewNetwork { name: name(name_), spec, labels: BTreeMap::new() }
@@ -58,18 +41,7 @@ fn port(network: &str, port: &str) -> NewPort {
     NewPort {
         network: name(network),
         name: name(port),
-        spec: PortSpec {
-            mac: None,
-            filter: true,
-            ipv4: None,
-            ipv6: None,
-            extra: BTreeSet::new(),
-            hostname: None,
-            isolated: false,
-            rate_in: limit(100_000_000),
-            rate_out: limit(20_000_000),
-            groups: BTreeSet::new(),
-        },
+        spec: PortSpec { rate_in: limit(100_000_000), rate_out: limit(20_000_000), ..port_spec() },
         labels: BTreeMap::new(),
         owner: owner(1000),
         by_admin: false,

@@ -6,19 +6,15 @@ use proto::vmd::v1 as wire;
 use shared::{
     fault::Fault,
     mac::Mac,
-    name::{Name, printable},
+    name::Name,
+    wire::port::{SLOWEST_RATE, address, extra_addresses, groups},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    str::FromStr,
 };
 
 const MAX_NICS: usize = 16;
-const MAX_EXTRA: usize = 64;
-const MAX_GROUPS: usize = 8;
-/// netd's own limit: known here too, so that it is said at the create and not at the start.
-const SLOWEST: u64 = 8_000;
 
 /// The NICs of a spec.
 pub(super) fn parse(nics: Vec<wire::Nic>) -> Result<Vec<Nic>, Fault> {
@@ -61,7 +57,7 @@ fn nic(nic: wire::Nic) -> Result<Nic, Fault> {
         port: PortOptions {
             ipv4: address(&nic.ipv4_address, "an IPv4 address", "192.168.100.10")?,
             ipv6: address(&nic.ipv6_address, "an IPv6 address", "fd00:1::10")?,
-            extra: extra(&nic.extra_addresses)?,
+            extra: extra_addresses(&nic.extra_addresses)?,
             filter: match wire::NicFilter::try_from(nic.filter).map_err(|e| unknown("filter", e.0))? {
                 wire::NicFilter::Unspecified | wire::NicFilter::On => true,
                 wire::NicFilter::Off => false,
@@ -74,48 +70,14 @@ fn nic(nic: wire::Nic) -> Result<Nic, Fault> {
     })
 }
 
-/// An address without prefix length; empty is none.
-fn address<T: FromStr>(text: &str, what: &str, example: &str) -> Result<Option<T>, Fault> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(Some).map_err(|_| {
-        invalid("INVALID_ADDRESS", format!("`{}` is not {what}", printable(text)))
-            .hint(format!("write it without a prefix length, such as {example}"))
-    })
-}
-
-fn extra(texts: &[String]) -> Result<BTreeSet<IpAddr>, Fault> {
-    if texts.len() > MAX_EXTRA {
-        let message = format!("there are {} extra addresses, and {MAX_EXTRA} is the most", texts.len());
-        return Err(invalid("TOO_MANY_ADDRESSES", message).hint("route a subnet to the guest instead"));
-    }
-    texts
-        .iter()
-        .map(|text| {
-            address(text, "an address", "192.168.100.10")?.ok_or_else(|| {
-                invalid("INVALID_ADDRESS", "an extra address is empty").hint("leave it out of the list")
-            })
-        })
-        .collect()
-}
-
-fn groups(resources: &[String]) -> Result<BTreeSet<Name>, Fault> {
-    if resources.len() > MAX_GROUPS {
-        let message = format!("a NIC in {} groups, and {MAX_GROUPS} is the most", resources.len());
-        return Err(invalid("TOO_MANY_GROUPS", message).hint("put the rules into fewer groups"));
-    }
-    resources.iter().map(|resource| Name::from_resource(resource, "groups")).collect()
-}
-
 fn rate(rate: Option<wire::Rate>) -> Result<Option<Rate>, Fault> {
     let Some(wire::Rate { bits_per_second, burst_bytes }) = rate else { return Ok(None) };
-    if bits_per_second < SLOWEST {
+    if bits_per_second < SLOWEST_RATE {
         return Err(invalid(
             "INVALID_RATE",
             format!("a rate of {bits_per_second} bits per second is not possible"),
         )
-        .hint(format!("from {SLOWEST} up; leave it out for no limit")));
+        .hint(format!("from {SLOWEST_RATE} up; leave it out for no limit")));
     }
     Ok(Some(Rate { bits_per_second, burst_bytes }))
 }

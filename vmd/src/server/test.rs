@@ -1,5 +1,5 @@
 use super::*;
-use crate::{config::Config, ports::FakePorts};
+use crate::{config::Config, model::test_spec, ports::FakePorts};
 use clap::Parser as _;
 use shared::access::{Rights, Role};
 use std::path::Path;
@@ -36,17 +36,13 @@ async fn a_former_admins_machine_is_not_started_with_an_admins_reach() {
         let ports = FakePorts::with_networks([]);
         let stop = CancellationToken::new();
         let supervisor = Supervisor::open(&config, ports, stop.clone()).await.unwrap();
-        let spec = Spec {
-            vcpus: 1,
-            memory_bytes: 1 << 20,
-            cpu_model: None,
-            disks: vec![],
-            kernel_boot: None,
-            nics: vec![],
-            vnc: None,
-        };
         let owner = caller(OWNER, made_as);
-        let new = NewVm { name: "web".parse().unwrap(), labels: [].into(), spec, owner: owner.clone() };
+        let new = NewVm {
+            name: "web".parse().unwrap(),
+            labels: [].into(),
+            spec: test_spec(),
+            owner: owner.clone(),
+        };
         supervisor.create(new).await.unwrap();
         let server = Server { supervisor, stop };
         // There is no such QEMU, which is what a start that is let through fails of.

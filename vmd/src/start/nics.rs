@@ -66,12 +66,11 @@ pub(super) async fn make_ports<P: Ports>(
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::model::{Nic, NicModel, Spec};
-    use shared::{mac::Mac, name::Name, time::Timestamp};
+    use crate::model::{Nic, NicModel, Spec, test_record, test_spec};
+    use shared::{mac::Mac, name::Name};
 
     #[test]
     fn a_machine_has_its_own_name_once_on_each_network() {
-        let now = Timestamp { seconds: 0, nanos: 0 };
         let networks = ["lan", "wan", "lan"];
         let nic = |network: &&str| Nic {
             network: network.parse().unwrap(),
@@ -79,26 +78,9 @@ mod test {
             model: NicModel::Virtio,
             port: Default::default(),
         };
-        let record = Record {
-            name: "web".parse().unwrap(),
-            uid: uuid::Uuid::nil(),
-            generation: 1,
-            create_time: now,
-            update_time: now,
-            labels: Default::default(),
-            spec: Spec {
-                vcpus: 1,
-                memory_bytes: 1 << 20,
-                cpu_model: None,
-                disks: vec![],
-                kernel_boot: None,
-                nics: networks.iter().map(nic).collect(),
-                vnc: None,
-            },
-            macs: (0..3).map(|salt| Mac::derived("web", salt)).collect(),
-            owner: 0,
-            confined: false,
-        };
+        let spec = Spec { nics: networks.iter().map(nic).collect(), ..test_spec() };
+        let macs = (0..3).map(|salt| Mac::derived("web", salt)).collect();
+        let record = Record { macs, ..test_record(spec) };
         let requests = port_requests(&record);
         let names: Vec<_> =
             requests.iter().map(|r| (r.resource.as_str(), r.hostname.as_ref().map(Name::as_str))).collect();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Spec, VncListen};
+use crate::model::{Spec, VncListen, test_record, test_spec};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -7,27 +7,7 @@ use tokio::{
 };
 
 fn record() -> Record {
-    let now = Timestamp { seconds: 0, nanos: 0 };
-    Record {
-        name: "web".parse().unwrap(),
-        uid: uuid::Uuid::nil(),
-        generation: 1,
-        create_time: now,
-        update_time: now,
-        labels: Default::default(),
-        spec: Spec {
-            vcpus: 1,
-            memory_bytes: 1 << 20,
-            cpu_model: None,
-            disks: vec![],
-            kernel_boot: None,
-            nics: vec![],
-            vnc: Some(VncListen::Unix),
-        },
-        macs: vec![],
-        owner: 0,
-        confined: false,
-    }
+    test_record(Spec { vnc: Some(VncListen::Unix), ..test_spec() })
 }
 
 /// A QEMU of an earlier vmd that was silent while this one started, and whose guest never began to run.

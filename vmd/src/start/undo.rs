@@ -189,8 +189,7 @@ pub async fn clean_up<P: Ports>(
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::model::{Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Spec};
-    use shared::time::Timestamp;
+    use crate::model::{Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Spec, test_record, test_spec};
 
     #[test]
     fn qemus_words_name_disks_as_the_client_did() {
@@ -202,27 +201,7 @@ mod test {
             read_only: false,
             media: DiskMedia::Disk,
         };
-        let now = Timestamp { seconds: 0, nanos: 0 };
-        let record = Record {
-            name: "web".parse().unwrap(),
-            uid: uuid::Uuid::nil(),
-            generation: 1,
-            create_time: now,
-            update_time: now,
-            labels: Default::default(),
-            spec: Spec {
-                vcpus: 1,
-                memory_bytes: 1 << 20,
-                cpu_model: None,
-                disks: (0..11).map(disk).collect(),
-                kernel_boot: None,
-                nics: vec![],
-                vnc: None,
-            },
-            macs: vec![],
-            owner: 0,
-            confined: false,
-        };
+        let record = test_record(Spec { disks: (0..11).map(disk).collect(), ..test_spec() });
         let words = "Failed to get \"write\" lock; Is another process using the image [/dev/fdset/10]?";
         let fault = with_words(Fault::new(Kind::FailedPrecondition, "X", "QEMU ended"), words, &record);
         assert!(fault.chain().ends_with("the image [/images/9]?"), "{}", fault.chain());

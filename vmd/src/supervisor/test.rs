@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    model::{KIND_EXIT, Nic, NicModel},
+    model::{KIND_EXIT, Nic, NicModel, test_spec},
     ports::{FakePorts, KIND_PORT, PortRecord},
     qemu::process::{self, Process},
     start,
@@ -17,15 +17,7 @@ fn spec(macs: &[Option<&str>]) -> Spec {
         model: NicModel::Virtio,
         port: Default::default(),
     };
-    Spec {
-        vcpus: 1,
-        memory_bytes: 1 << 20,
-        cpu_model: None,
-        disks: vec![],
-        kernel_boot: None,
-        nics: macs.iter().map(nic).collect(),
-        vnc: None,
-    }
+    Spec { nics: macs.iter().map(nic).collect(), ..test_spec() }
 }
 
 #[test]

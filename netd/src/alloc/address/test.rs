@@ -1,84 +1,35 @@
 //! Addresses: as asked, as before, or free; and never anybody else's.
 
 use super::*;
-use crate::model::{Mode, NetworkSpec, ServicesSpec};
+use crate::model::{
+    Mode,
+    fixture::{self, name, port_spec},
+};
 use proptest::prelude::*;
-use shared::time::Timestamp;
 use std::collections::BTreeSet;
-use uuid::Uuid;
 
 /// Whose ports an admin makes.
 const ADMIN: u32 = 99;
 
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
-
 fn network(ipv4: Option<&str>, ipv6: Option<&str>) -> Network {
-    let now = Timestamp::now();
-    let spec = NetworkSpec {
-        mode: Mode::Nat,
-        ipv4: None,
-        ipv6: None,
-        bridge: None,
-        uplink: None,
-        mtu: None,
-        services: ServicesSpec::default(),
-    };
     Network {
-        name: name("lan"),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
-        spec,
-        bridge: "kvb-lan".parse().unwrap(),
-        bridge_mac: Mac::derived("lan", 0),
         ipv4: ipv4.map(|net| net.parse().unwrap()),
         ipv6: ipv6.map(|net| net.parse().unwrap()),
-        mtu: 1500,
-        takeover: None,
-        cell: None,
-        deleting: false,
+        ..fixture::network("lan", Mode::Nat)
     }
 }
 
 fn asks(ipv4: Option<&str>, ipv6: Option<&str>, extra: &[&str]) -> PortSpec {
     PortSpec {
-        mac: None,
-        filter: true,
         ipv4: ipv4.map(|text| text.parse().unwrap()),
         ipv6: ipv6.map(|text| text.parse().unwrap()),
         extra: extra.iter().map(|text| text.parse().unwrap()).collect(),
-        hostname: None,
-        isolated: false,
-        rate_in: None,
-        rate_out: None,
-        groups: BTreeSet::new(),
+        ..port_spec()
     }
 }
 
 fn port(text: &str, ipv4: Option<&str>, spec: PortSpec) -> Port {
-    let now = Timestamp::now();
-    Port {
-        network: name("lan"),
-        name: name(text),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
-        spec,
-        mac: Mac::derived(text, 0),
-        ipv4: ipv4.map(|text| text.parse().unwrap()),
-        ipv6: None,
-        tap: "kvp-a".parse().unwrap(),
-        owner: 0,
-        tenant: Some(String::new()),
-        profile: None,
-        deleting: false,
-    }
+    Port { spec, ipv4: ipv4.map(|text| text.parse().unwrap()), owner: 0, ..fixture::port("lan", text) }
 }
 
 fn owner(uid: u32) -> Owner {

@@ -1,38 +1,17 @@
 use super::*;
 use crate::{
     kernel::{Link, LinkKind},
-    model::{Address, Mode, NetworkSpec, ServicesSpec},
+    model::{Address, Mode, fixture},
 };
-use shared::{mac::Mac, time::Timestamp};
+use shared::time::Timestamp;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
 fn network(mode: Mode, ipv6: Option<&str>) -> Network {
-    let now = Timestamp::now();
     Network {
-        name: "lan".parse().unwrap(),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
-        spec: NetworkSpec {
-            mode,
-            ipv4: None,
-            ipv6: None,
-            bridge: None,
-            uplink: None,
-            mtu: None,
-            services: ServicesSpec::default(),
-        },
-        bridge: "kvb-lan".parse().unwrap(),
-        bridge_mac: Mac::derived("lan", 0),
         ipv4: Some("10.0.0.1/24".parse().unwrap()),
         ipv6: ipv6.map(|net| net.parse().unwrap()),
-        mtu: 1500,
-        takeover: None,
-        cell: None,
-        deleting: false,
+        ..fixture::network("lan", mode)
     }
 }
 
@@ -71,24 +50,8 @@ fn host() -> Observed {
         no_prefix_route: false,
         valid_seconds: None,
     });
-    let link = Link {
-        index: 2,
-        kind: LinkKind::Nic,
-        group: 0,
-        alias: String::new(),
-        master: None,
-        mac: None,
-        mtu: 1500,
-        up: true,
-        carrier: true,
-        addresses: addresses.to_vec(),
-        routes: Vec::new(),
-        multipath: false,
-        port: None,
-        uppers: Vec::new(),
-        bucket: None,
-        redirect: None,
-    };
+    let up = Link { mtu: 1500, up: true, carrier: true, ..Link::new(2, LinkKind::Nic) };
+    let link = Link { addresses: addresses.to_vec(), ..up };
     Observed { links: [("eth0".parse().unwrap(), link)].into(), ..Observed::default() }
 }
 

@@ -79,10 +79,6 @@ fn rules_are_few_and_no_two_the_same() {
     assert_eq!(rules(&many(64)).unwrap().len(), 64);
     assert_eq!(rules(&many(65)).unwrap_err().reason(), "TOO_MANY_RULES");
     assert_eq!(rules(&[with_ports(22, 22), with_ports(22, 0)]).unwrap_err().reason(), "DUPLICATE_RULE");
-    let names = |count| (0..count).map(|n| format!("groups/g{n}")).collect::<Vec<_>>();
-    assert_eq!(groups_of_port(&names(8)).unwrap().len(), 8);
-    assert_eq!(groups_of_port(&names(9)).unwrap_err().reason(), "TOO_MANY_GROUPS");
-    assert!(groups_of_port(&["g".to_owned()]).is_err());
 }
 
 #[test]

@@ -19,24 +19,8 @@ fn link(mtu: u32, address: Option<&str>) -> Link {
         serde_json::from_value(json!({"net": net, "no_prefix_route": false, "valid_seconds": null}))
             .expect("address")
     });
-    Link {
-        index: 1,
-        kind: LinkKind::Nic,
-        group: 0,
-        alias: String::new(),
-        master: None,
-        mac: None,
-        mtu,
-        up: true,
-        carrier: true,
-        addresses: addresses.into_iter().collect(),
-        routes: Vec::new(),
-        multipath: false,
-        port: None,
-        uppers: Vec::new(),
-        bucket: None,
-        redirect: None,
-    }
+    let up = Link { mtu, up: true, carrier: true, ..Link::new(1, LinkKind::Nic) };
+    Link { addresses: addresses.into_iter().collect(), ..up }
 }
 
 fn network(name: &str, mode: &str, net: Option<&str>, uplink: Option<&str>) -> Network {

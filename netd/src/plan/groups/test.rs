@@ -1,44 +1,14 @@
 use super::*;
-use crate::model::{Group, IfName, NetworkSpec, Rule, ServicesSpec};
+use crate::model::{
+    Group, IfName, Rule,
+    fixture::{name, network, port, port_spec},
+};
 use proptest::prelude::*;
-use shared::{mac::Mac, time::Timestamp};
+use shared::time::Timestamp;
 use uuid::Uuid;
-
-fn name(text: &str) -> Name {
-    text.parse().unwrap()
-}
 
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
-}
-
-fn network(text: &str, mode: Mode) -> Network {
-    let now = Timestamp::now();
-    Network {
-        name: name(text),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
-        spec: NetworkSpec {
-            mode,
-            ipv4: None,
-            ipv6: None,
-            bridge: None,
-            uplink: None,
-            mtu: None,
-            services: ServicesSpec::default(),
-        },
-        bridge: format!("kvb-{text}").parse().unwrap(),
-        bridge_mac: Mac::derived(text, 0),
-        ipv4: None,
-        ipv6: None,
-        mtu: 1500,
-        takeover: None,
-        cell: None,
-        deleting: false,
-    }
 }
 
 fn group(text: &str, deny: (bool, bool), rules: &[(Direction, IpProtocol, Option<Range>, Remote)]) -> Group {
@@ -61,18 +31,7 @@ fn group(text: &str, deny: (bool, bool), rules: &[(Direction, IpProtocol, Option
 }
 
 fn spec(groups: &[&str]) -> PortSpec {
-    PortSpec {
-        mac: None,
-        filter: true,
-        ipv4: None,
-        ipv6: None,
-        extra: BTreeSet::new(),
-        hostname: None,
-        isolated: false,
-        rate_in: None,
-        rate_out: None,
-        groups: groups.iter().map(|text| name(text)).collect(),
-    }
+    PortSpec { groups: groups.iter().map(|text| name(text)).collect(), ..port_spec() }
 }
 
 /// Records of these networks and groups.
@@ -87,25 +46,12 @@ fn records(networks: &[(&str, Mode)], groups: Vec<Group>) -> Desired {
 /// Adds a port as the reconciler does.
 fn add(desired: &mut Desired, at: (&str, &str), ipv4: &str, groups: &[&str]) -> Port {
     let key = (name(at.0), name(at.1));
-    let now = Timestamp::now();
     let spec = spec(groups);
     let port = Port {
-        network: key.0.clone(),
-        name: key.1.clone(),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: now,
-        updated: now,
-        labels: BTreeMap::new(),
         profile: desired.profile(&key, &spec).unwrap(),
         spec,
-        mac: Mac::derived(&format!("{}/{}", at.0, at.1), 0),
         ipv4: Some(ipv4.parse().unwrap()),
-        ipv6: None,
-        tap: format!("kvp-{}-{}", at.0, at.1).parse().unwrap(),
-        owner: 1000,
-        tenant: Some(String::new()),
-        deleting: false,
+        ..port(at.0, at.1)
     };
     desired.ports.insert(key, port.clone());
     port

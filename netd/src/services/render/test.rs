@@ -1,31 +1,14 @@
 //! Configurations word for word.
 
 use super::*;
-use crate::model::{NetworkSpec, PortSpec, ServicesSpec};
+use crate::model::{NetworkSpec, PortSpec, ServicesSpec, fixture};
 use proptest::prelude::*;
-use shared::{mac::Mac, name::Name, time::Timestamp};
-use std::collections::{BTreeMap, BTreeSet};
-use uuid::Uuid;
+use shared::name::Name;
 
 fn network(mode: Mode, ipv4: Option<&str>, ipv6: Option<&str>, services: ServicesSpec) -> Network {
     let (ipv4, ipv6) = (ipv4.map(|net| net.parse().unwrap()), ipv6.map(|net| net.parse().unwrap()));
-    Network {
-        name: "lan".parse().unwrap(),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: Timestamp::now(),
-        updated: Timestamp::now(),
-        labels: BTreeMap::new(),
-        spec: NetworkSpec { mode, ipv4, ipv6, bridge: None, uplink: None, mtu: None, services },
-        bridge: "kvb-lan".parse().unwrap(),
-        bridge_mac: Mac::derived("lan", 0),
-        ipv4,
-        ipv6,
-        mtu: 1400,
-        takeover: None,
-        cell: None,
-        deleting: false,
-    }
+    let spec = NetworkSpec { ipv4, ipv6, services, ..fixture::network_spec(mode) };
+    Network { spec, ipv4, ipv6, mtu: 1400, ..fixture::network("lan", mode) }
 }
 
 fn on() -> ServicesSpec {
@@ -39,34 +22,13 @@ fn lines(network: &Network) -> Vec<String> {
 }
 
 fn port(name: &str, hostname: Option<&str>) -> Port {
+    let hostname = hostname.map(|name| name.parse().unwrap());
     Port {
-        network: "lan".parse().unwrap(),
-        name: name.parse().unwrap(),
-        uid: Uuid::nil(),
-        generation: 1,
-        created: Timestamp::now(),
-        updated: Timestamp::now(),
-        labels: BTreeMap::new(),
-        spec: PortSpec {
-            mac: None,
-            filter: true,
-            ipv4: None,
-            ipv6: None,
-            extra: BTreeSet::new(),
-            hostname: hostname.map(|name| name.parse().unwrap()),
-            isolated: false,
-            rate_in: None,
-            rate_out: None,
-            groups: BTreeSet::new(),
-        },
+        spec: PortSpec { hostname, ..fixture::port_spec() },
         mac: "52:54:00:12:34:56".parse().unwrap(),
         ipv4: Some("10.1.0.7".parse().unwrap()),
         ipv6: Some("fd00:1::7".parse().unwrap()),
-        tap: "kvp-x".parse().unwrap(),
-        owner: 0,
-        tenant: Some(String::new()),
-        profile: None,
-        deleting: false,
+        ..fixture::port("lan", name)
     }
 }
 
