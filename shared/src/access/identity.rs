@@ -1,7 +1,10 @@
 //! Who a uid is, by the user database.
 
 use crate::socket::Peer;
-use nix::unistd::{Group, Uid, User, getgrouplist};
+use nix::{
+    errno::Errno,
+    unistd::{Group, Uid, User, getgrouplist},
+};
 use std::{collections::BTreeSet, ffi::CString, fs, io, path::Path};
 
 /// Which uids belong to users besides their own.
@@ -71,10 +74,17 @@ fn is_subordinate(uid: u32, subuid: &Path) -> io::Result<bool> {
     Ok(String::from_utf8_lossy(&bytes).lines().any(holds))
 }
 
-/// The id of a group; `None` if the database has none of that name, or cannot be asked.
-#[must_use]
-pub fn group_id(name: &str) -> Option<u32> {
-    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+/// The id of a group; `None` if the database has none of that name. May block, where it is on the network.
+///
+/// # Errors
+/// If it cannot be asked: then it is not known who is in the group.
+pub fn group_id(name: &str) -> io::Result<Option<u32>> {
+    match Group::from_name(name) {
+        Ok(group) => Ok(group.map(|group| group.gid.as_raw())),
+        // What some databases say of a name that they do not know: getgrnam_r(3).
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether the user database knows a user of that name; true if it cannot be asked.
@@ -98,7 +108,8 @@ mod test {
         assert!(root.groups.contains(&0) && !root.groups.contains(&8), "{root:?}");
         let nobody = look_up(&peer(3_999_999_999)).unwrap();
         assert_eq!((nobody.user, nobody.groups), (None, [7, 8, 9].into()));
-        assert_eq!(group_id("root"), Some(0));
+        assert_eq!(group_id("root").unwrap(), Some(0));
+        assert_eq!(group_id("no such group").unwrap(), None);
         assert!(user_is_known("root") && !user_is_known("no such user"));
     }
 

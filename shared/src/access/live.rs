@@ -1,7 +1,7 @@
 //! The access file as it is now: read at the start, and again whenever it was changed.
 
 use super::{
-    Caller,
+    Caller, Rights,
     identity::{self, Identity},
     policy::{Place, Policy},
 };
@@ -10,6 +10,7 @@ use crate::{
     socket::Peer,
 };
 use std::{
+    cell::Cell,
     fs::{self, File, Metadata},
     io::{self, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
@@ -148,39 +149,63 @@ impl Access {
     /// UNAVAILABLE if the user database does not answer: then nobody knows what the caller may do.
     pub async fn caller(&self, peer: &Peer) -> Result<Option<Caller>, Fault> {
         let policy = self.current();
-        let who = if peer.uid == 0 || peer.uid == self.admin_uid() {
-            Identity { uid: peer.uid, ..Identity::default() }
+        let (who, rights) = if peer.uid == 0 || peer.uid == self.admin_uid() {
+            // They are admins whatever the file and the user database say.
+            let who = Identity { uid: peer.uid, ..Identity::default() };
+            let rights = self.judge(&policy, &who, |_| Ok(None)).unwrap_or_default();
+            (who, rights)
         } else {
-            self.look_up(peer.clone()).await?
+            self.look_up(peer.clone(), policy).await?
         };
-        // Names of groups are looked up only where the file has some.
+        Ok(rights.map(|rights| Caller::new(who.uid, who.user, rights, self.file())))
+    }
+
+    /// What the policy says of somebody. Names of groups are looked up only where the file has some.
+    ///
+    /// # Errors
+    /// If one of them cannot be: a grant that keeps its members out might not be seen.
+    fn judge(
+        &self,
+        policy: &Policy,
+        who: &Identity,
+        group_id: impl Fn(&str) -> io::Result<Option<u32>>,
+    ) -> io::Result<Option<Rights>> {
+        let failure = Cell::new(None);
         let place = Place {
             own: self.0.own,
             own_user: self.0.own_user,
             socket_group: self.0.socket_group,
-            group_id: &identity::group_id,
+            group_id: &|name| {
+                group_id(name).unwrap_or_else(|error| {
+                    failure.set(Some(error));
+                    None
+                })
+            },
         };
-        let rights = policy.decide(&who, &place);
-        Ok(rights.map(|rights| Caller::new(who.uid, who.user, rights, self.file())))
+        let rights = policy.decide(who, &place);
+        failure.take().map_or(Ok(rights), Err)
     }
 
-    async fn look_up(&self, peer: Peer) -> Result<Identity, Fault> {
+    async fn look_up(&self, peer: Peer, policy: Arc<Policy>) -> Result<(Identity, Option<Rights>), Fault> {
         let silent = || {
             Fault::new(Kind::Unavailable, "NO_USER_DATABASE", "the host's user database does not answer")
                 .hint("see what /etc/nsswitch.conf says for passwd and group; root does not need it")
         };
-        let lookups = Arc::clone(&self.0.lookups);
+        let this = self.clone();
         let work = async move {
+            let lookups = Arc::clone(&this.0.lookups);
             let permit = lookups.acquire_owned().await.map_err(io::Error::other)?;
             // It may be a query to a server.
             tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                identity::look_up(&peer)
+                let who = identity::look_up(&peer)?;
+                let rights = this.judge(&policy, &who, identity::group_id)?;
+                Ok::<_, io::Error>((who, rights))
             })
             .await?
         };
         match timeout(PATIENCE, work).await {
-            Ok(Ok(identity)) => Ok(identity),
+            Ok(Ok(known)) => Ok(known),
             Ok(Err(error)) => Err(silent().cause(&error)),
             Err(_) => Err(silent()),
         }
@@ -202,8 +227,15 @@ impl Access {
         state.seen = version(file);
         match load(file, self.admin_uid()) {
             Ok(policy) => {
-                warn_of_unknown_names(&policy, file);
                 state.policy = Arc::new(policy);
+                let (policy, named) = (Arc::clone(&state.policy), Arc::clone(file));
+                // Not here: a user database that is silent would hold up every call, root's too.
+                let warn = std::thread::Builder::new().spawn(move || warn_of_unknown_names(&policy, &named));
+                drop(
+                    warn.inspect_err(
+                        |error| tracing::warn!(%error, "names of the access file are not checked"),
+                    ),
+                );
                 state.trouble = None;
                 tracing::info!(file = %file.display(), "the access file was read anew");
             }
@@ -315,7 +347,7 @@ fn warn_of_unknown_names(policy: &Policy, file: &Path) {
     for user in users.into_iter().filter(|name| !identity::user_is_known(name)) {
         tracing::warn!(file = %file.display(), user, "the access file names a user that does not exist");
     }
-    for group in groups.into_iter().filter(|name| identity::group_id(name).is_none()) {
+    for group in groups.into_iter().filter(|name| matches!(identity::group_id(name), Ok(None))) {
         tracing::warn!(file = %file.display(), group, "the access file names a group that does not exist");
     }
 }
@@ -382,6 +414,22 @@ mod test {
         assert_eq!(role(&access).await, None);
         let own = access.caller(&peer(rustix::process::geteuid().as_raw())).await.unwrap().unwrap();
         assert!(own.is_admin());
+    }
+
+    #[test]
+    fn a_group_that_cannot_be_looked_up_lets_nobody_in_whom_it_may_keep_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("access.toml");
+        write(&file, "[[grant]]\ngroups = [\"banned\"]\nrole = \"nobody\"");
+        let access = Access::open(Some(&file), Some(4711), OwnUser::Admin).unwrap();
+        let who = Identity { uid: STRANGER, user: None, groups: [4711, 13].into() };
+        let role = |answer: fn() -> io::Result<Option<u32>>| {
+            let rights = access.judge(&access.current(), &who, |_| answer())?;
+            Ok::<_, io::Error>(rights.map(|rights| rights.role))
+        };
+        assert_eq!(role(|| Ok(None)).unwrap(), Some(Role::Operator));
+        assert_eq!(role(|| Ok(Some(13))).unwrap(), None);
+        assert!(role(|| Err(io::Error::other("silent"))).is_err());
     }
 
     #[test]
