@@ -20,7 +20,7 @@ guest: ## Build the test guest's kernel and initramfs into target/guest
 lint: ## Check formatting, clippy, licences and sources of crates
 	@integration-tests/lint.sh
 
-test: ## Run all checks and tests (as root; about fifteen minutes)
+test: ## Run all checks and tests (as root; about 25 minutes)
 	@integration-tests/run-tests.sh
 
 soak: build guest ## Run the long versions of tests (as root; about an hour)

@@ -41,6 +41,7 @@ Exit codes:
 
 Environment:
   KVMCTL_NETD, KVMCTL_VMD      addresses of the daemons, as --netd and --vmd
+  KVMCTL_LOG                   log filter, such as debug; off if not set
   OTEL_EXPORTER_OTLP_ENDPOINT  send traces to this OpenTelemetry collector
 
 Shell completion: source <(COMPLETE=bash kvmctl)   (or zsh, fish, elvish)";

@@ -3,7 +3,8 @@
 use clap::Parser;
 use std::path::PathBuf;
 
-/// Owns the virtual networks of this host: bridges, taps, NAT and packet rules. Serves netd.v1 on a Unix socket.
+/// Owns the virtual networks of this host: bridges, taps, NAT and packet rules. Serves netd.v1 and events.v1
+/// on a Unix socket.
 ///
 /// Needs CAP_NET_ADMIN, nft, and /dev/net/tun; for DHCP and DNS dnsmasq, CAP_NET_RAW and CAP_NET_BIND_SERVICE; for
 /// captures CAP_NET_RAW, and tcpdump if they have a filter. Log filter in KVMCTL_LOG (info, debug, ...); spans go to an OTLP

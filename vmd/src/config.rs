@@ -10,7 +10,11 @@ use std::path::PathBuf;
 /// Group that may use the socket where none is named.
 const DEFAULT_GROUP: &str = "kvmctl";
 
-/// Runs virtual machines for kvmctl and other clients.
+/// Runs virtual machines for kvmctl and other clients. Serves vmd.v1 and events.v1 on a Unix socket.
+///
+/// Needs QEMU, netd and no privilege; /dev/kvm for machines that are to be fast, newuidmap and
+/// subordinate ids for a user of each machine. Log filter in KVMCTL_LOG (info, debug, ...); spans go to an OTLP collector if
+/// OTEL_EXPORTER_OTLP_ENDPOINT is set.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vmd", version)]
 pub struct Config {
