@@ -157,7 +157,13 @@ fn an_address_is_waited_for_without_an_agent_in_the_guest() {
 
 #[test]
 fn a_port_that_was_changed_while_its_guest_ran_is_as_the_machine_says_at_the_next_start() {
-    let mut host = TestHost::with_vmd();
+    let mut host = TestHost::bare();
+    let file = host.path("access.toml");
+    let grant = format!("[[grant]]\nusers = [{VMD_UID}]\nrole = \"operator\"\nport_groups = [\"web\"]\n");
+    std::fs::write(&file, grant).expect("access file");
+    host.netd_arguments.extend(["--access-file".to_owned(), file]);
+    host.start_netd();
+    host.add_vmd();
     host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
     host.ok("group create web --default-in deny");
     boot(&host, "web", "n,ip=10.60.0.11,extra-ip=10.60.0.80,isolated,rate-out=50M,group=web", "");

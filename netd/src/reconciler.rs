@@ -15,8 +15,10 @@ mod flows;
 mod forward;
 mod group;
 mod leases;
+mod look;
 mod network;
 mod port;
+mod reservation;
 #[cfg(test)]
 mod test;
 mod unreadable;
@@ -24,13 +26,15 @@ mod unreadable;
 use crate::{
     kernel::{Action, Elements, Kernel, Observed, Scope, Traffic},
     model::{
-        Forward, Group, IfName, Network, Port, PortKey, Reservation, ReservationKey, SavedSysctl, State,
-        forward_resource, reservation_id,
+        Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
+        reservation_id,
     },
     plan::Desired,
     services::{Services, Status},
 };
 use flows::{Ending, FLOWS};
+use look::Look;
+use reservation::bound_to;
 use serde::de::DeserializeOwned;
 use shared::{
     events::{EventKind, News},
@@ -80,6 +84,10 @@ struct Inner<K> {
     writer: Mutex<Writer>,
     /// Written only by the holder of `writer`, never across an await.
     records: RwLock<Records>,
+    /// What guests' frames have left behind.
+    traffic: Look<Traffic>,
+    /// Links and sysctls, and the version of nft.
+    host: Look<(Observed, Result<String, Fault>)>,
 }
 
 /// What only the holder of the lock knows.
@@ -156,7 +164,15 @@ impl<K: Kernel> Reconciler<K> {
         let ending = Ending::all(flows.records.into_iter().map(|(_, ending)| ending));
         let records = Records { desired, ending, ..Records::default() };
         let records = RwLock::new(records);
-        Ok(Self(Arc::new(Inner { kernel, store, services, writer: Mutex::default(), records })))
+        Ok(Self(Arc::new(Inner {
+            kernel,
+            store,
+            services,
+            writer: Mutex::default(),
+            records,
+            traffic: Look::default(),
+            host: Look::default(),
+        })))
     }
 
     /// Gives up the record of `KIND ID`, which cannot be read.
@@ -190,6 +206,8 @@ impl<K: Kernel> Reconciler<K> {
     async fn lock(&self) -> MutexGuard<'_, Writer> {
         let mut writer = self.0.writer.lock().await;
         writer.changes += 1;
+        self.0.traffic.outdate();
+        self.0.host.outdate();
         writer
     }
 
@@ -237,12 +255,14 @@ impl<K: Kernel> Reconciler<K> {
         self.0.kernel.observe(&Scope::Host).await
     }
 
-    /// First line of `nft --version`.
+    /// The host's links and sysctls, and the first line of `nft --version`, or why there is none, as they were a moment
+    /// ago.
     ///
     /// # Errors
-    /// FAILED_PRECONDITION if nft is missing.
-    pub async fn nft_version(&self) -> Result<String, Fault> {
-        self.0.kernel.nft_version().await
+    /// INTERNAL if the kernel cannot be read.
+    pub async fn host(&self) -> Result<Arc<(Observed, Result<String, Fault>)>, Fault> {
+        let look = async { Ok((self.observe().await?, self.0.kernel.nft_version().await)) };
+        self.0.host.share(look).await
     }
 
     /// Which of these taps a program has open.
@@ -254,12 +274,12 @@ impl<K: Kernel> Reconciler<K> {
         Ok(observed.links.into_iter().filter(|(_, link)| link.carrier).map(|(name, _)| name).collect())
     }
 
-    /// What guests' frames have left behind. What it costs grows with the number of ports.
+    /// What guests' frames have left behind, as it was a moment ago. What it costs grows with the number of ports.
     ///
     /// # Errors
     /// INTERNAL if nft cannot be read.
-    pub async fn traffic(&self) -> Result<Traffic, Fault> {
-        self.0.kernel.traffic().await
+    pub async fn traffic(&self) -> Result<Arc<Traffic>, Fault> {
+        self.0.traffic.share(self.0.kernel.traffic()).await
     }
 
     /// Numbers of networks and ports.
@@ -391,50 +411,6 @@ impl<K: Kernel> Reconciler<K> {
         records.desired.reservations.extend(kept.into_iter().map(|r| (r.key(), r)));
         Ok(())
     }
-
-    /// Which addresses are set aside when these objects go, and whose are no longer.
-    fn reservations_after(
-        &self,
-        networks: &[Name],
-        ports: &[PortKey],
-    ) -> (Vec<Reservation>, Vec<ReservationKey>) {
-        let records = self.read();
-        let desired = &records.desired;
-        let newest = desired.reservations.values().map(|r| r.order).max().unwrap_or(0);
-        let kept = ports
-            .iter()
-            .filter(|key| !networks.contains(&key.0))
-            .filter_map(|key| desired.ports.get(key))
-            .zip(newest + 1..)
-            .map(|(port, order)| Reservation {
-                network: port.network.clone(),
-                name: port.name.clone(),
-                owner: Some(port.owner()),
-                mac: Some(port.mac),
-                ipv4: port.ipv4,
-                ipv6: port.ipv6,
-                extra: port.spec.extra.clone(),
-                hostname: port.spec.hostname.clone(),
-                order,
-            })
-            .collect();
-        let freed = desired.reservations.keys().filter(|key| networks.contains(&key.0)).cloned().collect();
-        (kept, freed)
-    }
-}
-
-/// Forwards that lead to a port, and are to remember whose it was.
-fn bound_to(desired: &Desired, port: &Port) -> Vec<Forward> {
-    if port.deleting {
-        return Vec::new();
-    }
-    let forwards = desired.forwards_of(&port.network);
-    forwards
-        .filter_map(|forward| {
-            let of = Some(forward.learns_of(port)?);
-            Some(Forward { of, ..forward.clone() })
-        })
-        .collect()
 }
 
 /// Reads the records of a kind. One that is of another object than its id says is as one that cannot be read: else two

@@ -25,6 +25,7 @@ use crate::{
 use policy::Policy;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     fmt,
     path::Path,
     str::FromStr,
@@ -185,6 +186,33 @@ impl Caller {
         )
         .hint(format!(
             "leave the filter on, or have root set `unfiltered` in a grant in {}",
+            self.file.display()
+        )))
+    }
+
+    /// Whether this caller may change the groups of a port from one set to another: into one it puts only what is granted,
+    /// and takes out only what it might have put in.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED, with what grants it.
+    pub fn must_be_granted_groups(
+        &self,
+        before: &BTreeSet<Name>,
+        after: &BTreeSet<Name>,
+    ) -> Result<(), Fault> {
+        let Some(granted) = &self.rights.port_groups else { return Ok(()) };
+        let Some(group) = before.symmetric_difference(after).find(|group| !granted.contains(*group)) else {
+            return Ok(());
+        };
+        let change = if after.contains(group) { "put a port into" } else { "take a port out of" };
+        Err(Fault::new(
+            Kind::PermissionDenied,
+            "GROUP_NOT_GRANTED",
+            format!("uid {} may not {change} group `{group}`: it is not granted", self.uid),
+        )
+        .meta("group", group)
+        .hint(format!(
+            "ask an admin, or have root add it to `port_groups` of a grant in {}",
             self.file.display()
         )))
     }

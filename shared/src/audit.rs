@@ -4,17 +4,16 @@
 //! its object, and no message of an error but its reason, so that no secret gets there. A disk that takes no line, or
 //! hangs, stops nothing.
 
-mod bucket;
 mod feed;
 mod file;
 mod writer;
 
 use crate::{
     access::{Caller, Role},
+    bucket::{Buckets, Pace},
     fault::Fault,
     time::Timestamp,
 };
-use bucket::Buckets;
 pub use feed::feed;
 use file::LogFile;
 use serde::Serialize;
@@ -31,6 +30,8 @@ use writer::Writer;
 const QUEUE: usize = 256;
 /// Longest path of a method that is written, in characters.
 const LONGEST_RPC: usize = 120;
+/// Refusals of one user that are written.
+const REFUSALS: Pace = Pace { burst: 30.0, per_second: 1.0 };
 /// How long an orderly end waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -127,7 +128,7 @@ impl Audit {
         // Whoever is refused without end must neither fill the log nor push others' lines out of it.
         // Who no longer waits for a change has not stopped it: its line is as good as that of one that was made.
         let refused = !matches!(record.code, "OK" | "CANCELLED" | "DEADLINE_EXCEEDED");
-        if refused && !state.buckets.take(record.uid, now) {
+        if refused && state.buckets.take(record.uid, REFUSALS, now).is_err() {
             state.left_out += 1;
             return;
         }

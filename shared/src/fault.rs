@@ -1,6 +1,6 @@
 //! The one error type that crosses a program's edge.
 
-use std::{collections::BTreeMap, error::Error, fmt};
+use std::{collections::BTreeMap, error::Error, fmt, time::Duration};
 
 /// What a caller can do about a failure. Each maps to one gRPC code and back (`status.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +43,7 @@ struct Inner {
     causes: Vec<String>,
     hints: Vec<String>,
     metadata: BTreeMap<String, String>,
+    retry: Option<Duration>,
 }
 
 impl Fault {
@@ -56,6 +57,7 @@ impl Fault {
             causes: Vec::new(),
             hints: Vec::new(),
             metadata: BTreeMap::new(),
+            retry: None,
         }))
     }
 
@@ -80,6 +82,19 @@ impl Fault {
     pub fn meta(mut self, key: impl Into<String>, value: impl fmt::Display) -> Self {
         self.0.metadata.insert(key.into(), value.to_string());
         self
+    }
+
+    /// Says when it is of use to try again.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.0.retry = Some(wait);
+        self
+    }
+
+    /// When it is of use to try again; `None`: nobody knows.
+    #[must_use]
+    pub fn retry(&self) -> Option<Duration> {
+        self.0.retry
     }
 
     /// Adds the error that led to this one, and its own chain.

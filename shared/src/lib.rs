@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod audit;
+mod bucket;
 pub mod events;
 pub mod fault;
 pub mod limits;

@@ -1,6 +1,7 @@
 //! `Fault` as gRPC status, and back: the only place that knows both.
 //!
-//! Details carry `google.rpc.ErrorInfo` (reason, domain, facts), `DebugInfo` (the cause chain) and `Help` (hints).
+//! Details carry `google.rpc.ErrorInfo` (reason, domain, facts), `DebugInfo` (the cause chain), `Help` (hints) and
+//! `RetryInfo` (when to try again).
 
 use crate::fault::{Fault, Kind};
 use tonic::{Code, Status};
@@ -51,6 +52,9 @@ impl From<Fault> for Status {
         if !fault.causes().is_empty() {
             details.set_debug_info(fault.causes().to_vec(), "");
         }
+        if let Some(wait) = fault.retry() {
+            details.set_retry_info(Some(wait));
+        }
         for hint in fault.hints() {
             details.add_help_link(hint, "");
         }
@@ -66,6 +70,9 @@ impl From<Status> for Fault {
         let mut fault = Fault::new(kind(status.code()), reason, status.message());
         if let Some(debug) = details.debug_info() {
             fault = fault.with_causes(debug.stack_entries.clone());
+        }
+        if let Some(wait) = details.retry_info().and_then(|retry| retry.retry_delay) {
+            fault = fault.retry_after(wait);
         }
         for link in details.help().map_or(&[][..], |h| &h.links) {
             fault = fault.hint(&link.description);
@@ -99,13 +106,15 @@ mod test {
             let sent = Fault::new(kind, "SUBNET_OVERLAPS", "cannot create network `lan`")
                 .cause(&std::io::Error::other("it overlaps"))
                 .hint("choose another range")
-                .meta("other", "networks/old");
+                .meta("other", "networks/old")
+                .retry_after(std::time::Duration::from_millis(250));
             let got = Fault::from(Status::from(sent.clone()));
             assert_eq!(got.kind(), kind);
             assert_eq!(got.reason(), sent.reason());
             assert_eq!(got.chain(), sent.chain());
             assert_eq!(got.hints(), sent.hints());
             assert_eq!(got.metadata(), sent.metadata());
+            assert_eq!(got.retry(), sent.retry());
         }
     }
 }

@@ -31,7 +31,10 @@ use shared::{
     serve::{Messages, ending},
     wire::EventService,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
@@ -81,11 +84,12 @@ async fn carry_out(caller: &Caller, handle: &Handle, verb: Verb) -> Answer<wire:
     Ok(Response::new(shown(caller, &vm)))
 }
 
-/// Whether a machine's networks are granted to the caller, and its NICs without a filter.
+/// Whether a machine's networks and groups are granted to the caller, and its NICs without a filter.
 fn granted(caller: &Caller, spec: &Spec) -> Result<(), Fault> {
     spec.nics.iter().try_for_each(|nic| {
         caller.must_be_granted(&nic.network)?;
-        caller.must_filter(nic.port.filter)
+        caller.must_filter(nic.port.filter)?;
+        caller.must_be_granted_groups(&BTreeSet::new(), &nic.port.groups)
     })
 }
 

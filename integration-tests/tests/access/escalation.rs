@@ -126,6 +126,9 @@ async fn ports(thief: &mut Thief, alices_mac: &str, alices_address: &str) {
     ] {
         thief.create(what, name, spec).await;
     }
+    let spec = PortSpec { groups: vec!["groups/g".into()], ..plain() };
+    thief.create("a group that is not granted", name, spec.clone()).await;
+    thief.update("the same, later", "networks/lan/ports/own", "spec.groups", spec).await;
     let labels = (0..LABELS).map(|number| (number.to_string(), NFT.to_owned())).collect();
     let port = Port { name: name.into(), labels, ..Default::default() };
     thief.create_as("more labels than there may be", port).await;

@@ -6,6 +6,7 @@ mod matrix;
 mod ownership;
 mod policy;
 mod secrets;
+mod shares;
 
 use integration_tests::{
     host::{Outcome, TestHost, VMD_UID, program_path},
@@ -37,11 +38,13 @@ fn grants(images: &str) -> String {
         users = [{ALICE}, {BOB}]
         role = "operator"
         networks = ["lan"]
+        port_groups = ["web"]
         quota = {{ ports = 4, ports_per_network = 3, machines = 2, vcpus = 4, memory_mib = 2048 }}
         [[grant]]
         users = [{VMD_UID}]
         role = "operator"
         networks = ["lan"]
+        port_groups = ["web"]
         [[grant]]
         users = [{ADMIN}]
         role = "admin"

@@ -89,6 +89,50 @@ fn operators_act_on_their_own_on_granted_networks_and_within_quotas() {
 }
 
 #[test]
+fn operators_put_their_ports_into_granted_groups_only_and_do_not_leave_others() {
+    let host = host();
+    ok(&host, ADMIN, "network create lan --mode isolated");
+    ok(&host, ADMIN, "group create web");
+    ok(&host, ADMIN, "group create jail");
+    ok(&host, ALICE, "port create lan a1 --group web");
+    let groups = |port: &str| -> Value {
+        let shown: Value =
+            serde_json::from_str(&ok(&host, BOB, &format!("port show lan {port} -o json"))).expect("JSON");
+        shown["spec"]["groups"].clone()
+    };
+    refused(&host, ALICE, "port create lan a2 --group jail", "may not put a port into group `jail`");
+    refused(
+        &host,
+        ALICE,
+        "port update lan a1 --group web --group jail",
+        "may not put a port into group `jail`",
+    );
+    ok(&host, ADMIN, "port update lan a1 --group web --group jail");
+    for words in ["port update lan a1 --no-group", "port update lan a1 --group web"] {
+        refused(&host, ALICE, words, "may not take a port out of group `jail`");
+    }
+    assert_eq!(groups("a1"), serde_json::json!(["jail", "web"]));
+    // Other changes are hers, and so is the group that is granted.
+    ok(&host, ALICE, "port update lan a1 --isolated on");
+    ok(&host, ALICE, "port update lan a1 --group jail");
+    assert_eq!(groups("a1"), serde_json::json!(["jail"]));
+    // The same for a machine's NICs, at its create and at each start.
+    refused(&host, ALICE, "vm create m --network lan,group=jail --memory 64M", "into group `jail`");
+    ok(&host, ALICE, "vm create m --network lan,group=web --memory 64M");
+    ok(&host, ALICE, "vm start m");
+    assert_eq!(groups("m-0"), serde_json::json!(["web"]));
+    ok(&host, ALICE, "vm stop m --force");
+    let grants = crate::grants(&host.path("images"));
+    crate::write_access_file(&host, &grants.replacen("port_groups = [\"web\"]", "", 1));
+    refused(&host, ALICE, "vm start m", "into group `web`");
+    refused(&host, ALICE, "port create lan a3 --group web", "`port_groups`");
+    ok(&host, ALICE, "port create lan a3");
+    crate::write_access_file(&host, &grants.replacen("port_groups = [\"web\"]", "port_groups = [\"*\"]", 1));
+    ok(&host, ALICE, "port update lan a1 --no-group");
+    ok(&host, ALICE, "port update lan a3 --group jail --group web");
+}
+
+#[test]
 fn operators_name_their_own_files_in_the_folders_for_images_only() {
     let host = host();
     let image = |name: &str, owner: u32, bytes: &[u8]| {

@@ -243,7 +243,7 @@ pub struct CreatePort {
     /// Limit from the guest, as --rate-in
     #[arg(long, value_name = "RATE", value_parser = parse::limit)]
     pub rate_out: Option<Limit>,
-    /// A group whose rules say what the guest may send and receive
+    /// A group whose rules say what the guest may send and receive; of an operator one that is granted
     #[arg(long = "group", value_name = "GROUP", value_parser = parse::name, add = ArgValueCompleter::new(complete::groups))]
     pub groups: Vec<Name>,
 }
@@ -277,7 +277,7 @@ pub struct UpdatePort {
     /// Limit from the guest, as --rate-in
     #[arg(long, value_name = "RATE", value_parser = parse::limit)]
     pub rate_out: Option<Limit>,
-    /// The groups that the port is in, in place of the former ones
+    /// The groups that the port is in, in place of the former ones; an operator changes those that are granted
     #[arg(long = "group", value_name = "GROUP", conflicts_with = "no_group", value_parser = parse::name,
           add = ArgValueCompleter::new(complete::groups))]
     pub groups: Vec<Name>,

@@ -19,6 +19,8 @@ pub struct Caller {
     pub networks: Option<Vec<String>>,
     /// Whether its ports may go without a filter.
     pub unfiltered: bool,
+    /// The groups that it may put its ports into; null: any.
+    pub port_groups: Option<Vec<String>>,
     /// What it may have; null: no limit.
     pub quota: Option<Quota>,
     /// Where its disks and kernels have to be; empty: anywhere.
@@ -45,6 +47,9 @@ pub struct Quota {
     /// Bytes of all machines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Changes in a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes_per_second: Option<u32>,
 }
 
 impl From<wire::Caller> for Caller {
@@ -56,6 +61,8 @@ impl From<wire::Caller> for Caller {
             wire::Role::Admin => "admin",
         };
         let bare = |name: String| name.strip_prefix("networks/").map(str::to_owned).unwrap_or(name);
+        let group = |name: &String| super::last_part(name);
+        let port_groups = (!caller.all_port_groups).then(|| caller.port_groups.iter().map(group).collect());
         let networks = (!caller.all_networks).then(|| caller.networks.into_iter().map(bare).collect());
         Self {
             uid: caller.uid,
@@ -64,12 +71,14 @@ impl From<wire::Caller> for Caller {
             source: caller.source,
             networks,
             unfiltered: caller.unfiltered,
+            port_groups,
             quota: caller.quota.map(|quota| Quota {
                 ports: quota.ports,
                 ports_per_network: quota.ports_per_network,
                 machines: quota.machines,
                 vcpus: quota.vcpus,
                 memory_bytes: quota.memory_bytes,
+                changes_per_second: quota.changes_per_second,
             }),
             image_folders: caller.image_folders,
             access_file: caller.access_file,
@@ -88,6 +97,9 @@ impl Caller {
         if let Some(networks) = &self.networks {
             let on = if networks.is_empty() { "no network".to_owned() } else { networks.join(", ") };
             words.push_str(&format!("; on {on}"));
+        }
+        if let Some(groups) = self.port_groups.as_ref().filter(|groups| !groups.is_empty()) {
+            words.push_str(&format!("; ports in groups {}", groups.join(", ")));
         }
         let quota = self.quota.iter().flat_map(|quota| {
             let number = |most: Option<u32>, what| most.map(|most| format!("{most} {what}"));

@@ -12,7 +12,10 @@ use crate::{
     },
     plan::{BRIDGE_NF, FORWARD4, FORWARD6},
 };
-use shared::{access::Quota, mac::Mac};
+use shared::{
+    access::{Caller, Quota, Rights},
+    mac::Mac,
+};
 use std::{
     future::Future,
     path::Path,

@@ -10,6 +10,7 @@ use proto::netd::v1 as wire;
 use shared::{
     access::Caller,
     fault::{Fault, Kind},
+    slots::{Full, Share, Slot, Slots},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -23,6 +24,8 @@ use tracing::Instrument as _;
 const ROUNDS: usize = 2;
 /// Looks at the host at once: each runs programs and reads all rules of the host.
 const AT_ONCE: usize = 2;
+/// Diagnoses that run or wait: of all users, and of each but root, whom nobody may keep out.
+const MOST: Share = Share { all: 16, each: 1, reserve: 4 };
 /// How long a request waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,11 +36,31 @@ pub struct Service<K> {
     tracing: Arc<Mutex<()>>,
     /// Held by each look at the host.
     turns: Semaphore,
+    /// Held by each request to its end.
+    slots: Slots,
 }
 
 impl<K: Kernel + Inspect> Service<K> {
     pub fn new(reconciler: Reconciler<K>) -> Self {
-        Self { reconciler, tracing: Arc::default(), turns: Semaphore::new(AT_ONCE) }
+        Self {
+            reconciler,
+            tracing: Arc::default(),
+            turns: Semaphore::new(AT_ONCE),
+            slots: Slots::new(MOST, 0),
+        }
+    }
+
+    /// Room for one more request of a user.
+    fn slot(&self, uid: u32) -> Result<Slot, Fault> {
+        self.slots.take(uid).map_err(|full| {
+            let message = match full {
+                Full::All => format!("{} diagnoses are running or waiting", MOST.all),
+                Full::Each => format!("a diagnosis of uid {uid} is running"),
+            };
+            Fault::new(Kind::ResourceExhausted, "TOO_MANY_DIAGNOSES", message).hint(
+                "try again when it is over: they take a second or so, and a trace as long as it was told to",
+            )
+        })
     }
 
     /// Watches real packets, to the end of the time even if the client goes away, so that nothing is left.
@@ -76,8 +99,9 @@ async fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Fault> {
 impl<K: Kernel + Inspect> wire::diagnose_service_server::DiagnoseService for Service<K> {
     async fn diagnose(
         &self,
-        _: Request<wire::DiagnoseRequest>,
+        request: Request<wire::DiagnoseRequest>,
     ) -> Result<Response<wire::DiagnoseResponse>, Status> {
+        let _slot = self.slot(Caller::of(&request)?.uid)?;
         let _turn = turn(&self.turns).await?;
         let facts = survey::all(&self.reconciler).await?;
         let findings = diagnose::diagnose(&facts).into_iter().map(convert::finding).collect();
@@ -88,7 +112,9 @@ impl<K: Kernel + Inspect> wire::diagnose_service_server::DiagnoseService for Ser
         &self,
         request: Request<wire::ExplainRequest>,
     ) -> Result<Response<wire::ExplainResponse>, Status> {
-        let caller = Caller::of(&request)?.acting_uid();
+        let caller = Caller::of(&request)?;
+        let _slot = self.slot(caller.uid)?;
+        let caller = caller.acting_uid();
         let (asked, trace) = convert::asked(request.into_inner())?;
         let turn = turn(&self.turns).await?;
         let mut facts = survey::facts(&self.reconciler).await?;

@@ -12,12 +12,13 @@ pub struct Service<K>(pub Reconciler<K>, pub Access);
 impl<K: Kernel> wire::host_service_server::HostService for Service<K> {
     async fn get_host(&self, request: Request<wire::GetHostRequest>) -> Result<Response<wire::Host>, Status> {
         let caller = Caller::of(&request)?;
-        let observed = self.0.observe().await?;
+        let host = self.0.host().await?;
+        let (observed, nft) = &*host;
         let (networks, ports) = self.0.counts();
         let on = |key: &str| observed.sysctls.get(key).is_some_and(|value| value == "1");
         let mut warnings = self.0.warnings();
         warnings.extend(self.1.trouble());
-        let nft_version = self.0.nft_version().await.unwrap_or_else(|fault| {
+        let nft_version = nft.clone().unwrap_or_else(|fault| {
             warnings.push(fault.chain());
             String::new()
         });

@@ -14,6 +14,7 @@ use shared::{
     name::Name,
     serve::Messages,
 };
+use std::collections::BTreeSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -31,7 +32,7 @@ impl<K: Kernel> Service<K> {
     async fn wire(&self, view: PortView, caller: &Caller) -> Result<wire::Port, Fault> {
         let attached =
             self.reconciler.attached(std::slice::from_ref(&view.port.tap)).await?.contains(&view.port.tap);
-        let traffic = self.reconciler.traffic().await?.taps.remove(&view.port.tap).unwrap_or_default();
+        let traffic = self.reconciler.traffic().await?.taps.get(&view.port.tap).cloned().unwrap_or_default();
         let leased = self.reconciler.leased(&view.port.network);
         Ok(shown::port(caller, convert::port(view, &Seen { attached, traffic, leased })))
     }
@@ -59,7 +60,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         let views = self.reconciler.ports(of.as_ref(), after.as_ref(), size)?;
         let taps: Vec<_> = views.iter().map(|view| view.port.tap.clone()).collect();
         let attached = self.reconciler.attached(&taps).await?;
-        let mut traffic = self.reconciler.traffic().await?.taps;
+        let traffic = self.reconciler.traffic().await?;
         let mut seen = Seen::default();
         let mut network = None;
         let mut ports = Vec::with_capacity(views.len());
@@ -70,7 +71,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
                 network = Some(view.port.network.clone());
             }
             seen.attached = attached.contains(&view.port.tap);
-            seen.traffic = traffic.remove(&view.port.tap).unwrap_or_default();
+            seen.traffic = traffic.taps.get(&view.port.tap).cloned().unwrap_or_default();
             ports.push(shown::port(&caller, convert::port(view, &seen)));
         }
         let broken = page::broken_of(of.as_ref(), &self.reconciler, &caller);
@@ -88,6 +89,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         let new = convert::new_port(port, &caller)?;
         caller.must_be_granted(&new.network)?;
         caller.must_filter(new.spec.filter)?;
+        caller.must_be_granted_groups(&BTreeSet::new(), &new.spec.groups)?;
         let view = self.reconciler.create_port(new).await?;
         Ok(Response::new(convert::port(view, &Seen::default())))
     }
@@ -100,7 +102,7 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
         let request = request.into_inner();
         caller.about(request.port.as_ref().map_or("", |port| &port.name));
         let (key, mut change) = convert::port_change(request)?;
-        change.quota = caller.rights.quota;
+        change.by = Some(caller.clone());
         caller.must_be_granted(&key.0)?;
         caller.must_filter(change.filter != Some(false))?;
         let view = self.reconciler.update_port(key, change, caller.acting_uid()).await?;

@@ -3,6 +3,7 @@
 use super::{Access, Caller, Role};
 use crate::{
     audit::{Audit, Call},
+    bucket::Buckets,
     fault::{Fault, Kind},
     name::printable,
     socket::Peer,
@@ -13,8 +14,9 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -38,6 +40,8 @@ struct Inner {
     access: Access,
     audit: Audit,
     rules: HashMap<&'static str, Rule>,
+    /// What is left to each user of the changes that it may make.
+    changes: Mutex<Buckets>,
 }
 
 impl Gate {
@@ -54,7 +58,7 @@ impl Gate {
             .into_iter()
             .map(|(path, role, audited)| Ok((path, Rule { role: role.parse()?, audited })))
             .collect::<Result<_, Fault>>()?;
-        Ok(Self(Arc::new(Inner { access, audit, rules })))
+        Ok(Self(Arc::new(Inner { access, audit, rules, changes: Mutex::default() })))
     }
 
     /// The uid that is an admin besides root; 0 if none is.
@@ -101,6 +105,28 @@ impl Gate {
         ));
         Err(refused(role, fault))
     }
+}
+
+/// Whoever changes things without end would push older lines out of the audit log, and older events. Each change counts,
+/// also one that is refused.
+fn pace(gate: &Gate, caller: &Caller) -> Result<(), Fault> {
+    let Some(pace) = caller.rights.quota.changes() else { return Ok(()) };
+    let mut buckets = gate.0.changes.lock().unwrap_or_else(PoisonError::into_inner);
+    buckets.take(Some(caller.uid), pace, Instant::now()).map_err(|wait| {
+        // Waiting a little longer than that is of use, a little less is not.
+        let wait = wait.max(Duration::from_millis(1));
+        Fault::new(
+            Kind::ResourceExhausted,
+            "TOO_MANY_CHANGES",
+            format!(
+                "uid {} makes more changes than {} at once and {} a second",
+                caller.uid, pace.burst, pace.per_second
+            ),
+        )
+        .retry_after(wait)
+        .hint(format!("try again in {} ms", wait.as_millis()))
+        .hint(format!("root can raise `changes_per_second` in a quota in {}", caller.file.display()))
+    })
 }
 
 struct Refused {
@@ -162,6 +188,13 @@ where
                 }
             };
             call.by(Some(caller.rights.role));
+            if rule.audited
+                && let Err(fault) = pace(&gate, &caller)
+            {
+                let status = Status::from(fault);
+                call.end(&status, "", true);
+                return Ok(status.into_http());
+            }
             request.extensions_mut().insert(caller.clone());
             // Whoever goes away before the answer leaves a line all the same.
             call.expect_an_end(rule.audited.then(|| caller.clone()));

@@ -2,8 +2,9 @@
 
 use super::{OwnUser, Role, identity::Identity};
 use crate::{
+    bucket::Pace,
     fault::{Fault, Kind},
-    name::Name,
+    name::{Name, printable},
 };
 use serde::Deserialize;
 use std::{
@@ -16,6 +17,12 @@ use std::{
 const IMAGES: &str = "/var/lib/kvmctl/images";
 /// Ports of an operator, unless the file says otherwise: of 200 machines with all their NICs.
 const PORTS: u32 = 4096;
+/// Changes of an operator in a second, unless the file says otherwise.
+const CHANGES: u32 = 10;
+/// A burst of changes is what may be made in so many seconds: 400, stops and starts of 200 machines.
+const BURST_SECONDS: u32 = 40;
+/// Stands for every group.
+const ANY: &str = "*";
 /// Machines of an operator, unless the file says otherwise.
 const MACHINES: u32 = 256;
 const MIB: u64 = 1 << 20;
@@ -33,9 +40,17 @@ pub struct Quota {
     pub vcpus: Option<u32>,
     /// Bytes of all machines together.
     pub memory_bytes: Option<u64>,
+    /// Changes in a second, in the long run.
+    pub changes_per_second: Option<u32>,
 }
 
 impl Quota {
+    /// How often changes may be made; `None`: as often as one likes.
+    pub(super) fn changes(&self) -> Option<Pace> {
+        let rate = self.changes_per_second?.max(1);
+        Some(Pace { burst: f64::from(rate) * f64::from(BURST_SECONDS), per_second: rate.into() })
+    }
+
     /// The larger of both, in each respect.
     fn or(self, other: Self) -> Self {
         fn larger<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
@@ -47,6 +62,7 @@ impl Quota {
             machines: larger(self.machines, other.machines),
             vcpus: larger(self.vcpus, other.vcpus),
             memory_bytes: larger(self.memory_bytes, other.memory_bytes),
+            changes_per_second: larger(self.changes_per_second, other.changes_per_second),
         }
     }
 }
@@ -62,6 +78,8 @@ pub struct Rights {
     pub networks: Option<BTreeSet<Name>>,
     /// Whether its ports may go without a filter.
     pub unfiltered: bool,
+    /// The groups that it may put its ports into, and take them out of; `None`: any.
+    pub port_groups: Option<BTreeSet<Name>>,
     /// What it may have.
     pub quota: Quota,
     /// Where its disks and kernels have to be; `None`: anywhere.
@@ -109,6 +127,7 @@ struct QuotaText {
     machines: Option<u32>,
     vcpus: Option<u32>,
     memory_mib: Option<u64>,
+    changes_per_second: Option<u32>,
 }
 
 impl QuotaText {
@@ -119,6 +138,7 @@ impl QuotaText {
             machines: Some(self.machines.unwrap_or(MACHINES)),
             vcpus: self.vcpus,
             memory_bytes: self.memory_mib.map(|mib| mib.saturating_mul(MIB)),
+            changes_per_second: Some(self.changes_per_second.unwrap_or(CHANGES)),
         }
     }
 }
@@ -134,6 +154,8 @@ struct Grant {
     networks: Option<BTreeSet<Name>>,
     #[serde(default)]
     unfiltered: bool,
+    #[serde(default)]
+    port_groups: Vec<String>,
     quota: Option<QuotaText>,
 }
 
@@ -193,10 +215,18 @@ impl Policy {
             if grant.users.is_empty() && grant.groups.is_empty() {
                 return Err(wrong("a grant names neither `users` nor `groups`".into()));
             }
-            let limited = grant.networks.is_some() || grant.quota.is_some() || grant.unfiltered;
+            if let Some(bad) =
+                grant.port_groups.iter().find(|group| *group != ANY && group.parse::<Name>().is_err())
+            {
+                return Err(wrong(format!("`{}` in `port_groups` is no name of a group", printable(bad))));
+            }
+            let limited = grant.networks.is_some()
+                || grant.quota.is_some()
+                || grant.unfiltered
+                || !grant.port_groups.is_empty();
             if limited && grant.role != Standing::Operator {
                 return Err(wrong(
-                    "`networks`, `quota` and `unfiltered` are for grants of the role `operator`".into(),
+                    "`networks`, `quota`, `port_groups` and `unfiltered` are for grants of the role `operator`".into(),
                 ));
             }
         }
@@ -252,6 +282,7 @@ impl Policy {
             source,
             networks: None,
             unfiltered: true,
+            port_groups: None,
             quota: Quota::default(),
             images: None,
             uplinks: self.uplinks.clone().map(Arc::new),
@@ -264,12 +295,15 @@ impl Policy {
         }
         let quotas = grants.iter().map(|grant| grant.quota.clone().unwrap_or_default().quota());
         let all = grants.iter().any(|grant| grant.networks.is_none()) || grants.is_empty();
+        let groups = || grants.iter().flat_map(|grant| &grant.port_groups);
+        let named = groups().filter_map(|group| group.parse().ok()).collect();
         Rights {
             role,
             source,
             networks: (!all)
                 .then(|| grants.iter().flat_map(|grant| grant.networks.clone()).flatten().collect()),
             unfiltered: grants.iter().any(|grant| grant.unfiltered),
+            port_groups: (!groups().any(|group| group == ANY)).then_some(named),
             quota: quotas.reduce(Quota::or).unwrap_or_else(|| QuotaText::default().quota()),
             images: Some(self.images()),
             uplinks: Some(Arc::default()),
@@ -340,6 +374,9 @@ mod test {
         assert_eq!((rights.networks, rights.unfiltered, rights.quota.ports), (None, false, Some(PORTS)));
         assert_eq!(rights.images.unwrap().as_ref(), [PathBuf::from(IMAGES)]);
         assert!(rights.uplinks.unwrap().is_empty(), "an operator names no uplink");
+        assert!(rights.port_groups.unwrap().is_empty(), "groups are granted by name");
+        let any = "[[grant]]\nusers = [1000]\nrole = \"operator\"\nport_groups = [\"web\", \"*\"]";
+        assert_eq!(decide(any, &who(1000, "", &[])).unwrap().port_groups, None);
     }
 
     #[test]
@@ -352,13 +389,15 @@ mod test {
             users = ["alice", 1001]
             role = "operator"
             networks = ["lan"]
+            port_groups = ["db"]
             quota = { ports = 4, memory_mib = 1024 }
             [[grant]]
             groups = ["staff"]
             role = "operator"
             networks = ["dmz"]
             unfiltered = true
-            quota = { ports = 2, ports_per_network = 1, memory_mib = 2048 }
+            port_groups = ["web"]
+            quota = { ports = 2, ports_per_network = 1, memory_mib = 2048, changes_per_second = 50 }
             [[grant]]
             groups = [51]
             role = "admin"
@@ -368,13 +407,18 @@ mod test {
         "#;
         let alice = decide(file, &who(1000, "alice", &[50])).unwrap();
         assert_eq!(alice.role, Role::Operator);
-        assert_eq!(alice.networks.unwrap().len(), 2);
+        assert_eq!(alice.networks.as_ref().unwrap().len(), 2);
         assert!(alice.unfiltered);
         assert_eq!((alice.quota.ports, alice.quota.ports_per_network), (Some(4), None));
         assert_eq!(alice.quota.memory_bytes, Some(2 << 30));
+        assert_eq!(alice.quota.changes(), Some(Pace { burst: 2000.0, per_second: 50.0 }));
+        let groups = |rights: &Rights| rights.port_groups.as_ref().map(|groups| groups.len());
+        assert_eq!(groups(&alice), Some(2));
         let other = decide(file, &who(1001, "bob", &[])).unwrap();
-        assert_eq!((other.networks.unwrap().len(), other.unfiltered), (1, false));
+        assert_eq!((other.networks.as_ref().unwrap().len(), other.unfiltered), (1, false));
         let admin = decide(file, &who(1000, "alice", &[50, 51])).unwrap();
+        assert_eq!((groups(&other), other.quota.changes_per_second), (Some(1), Some(CHANGES)));
+        assert_eq!((groups(&admin), admin.quota.changes()), (None, None));
         assert_eq!((admin.role, admin.networks, admin.images), (Role::Admin, None, None));
         assert_eq!(admin.uplinks.unwrap().as_ref(), &BTreeSet::from(["eth1".to_owned()]));
         assert_eq!(decide(file, &who(1002, "mallory", &[60])), None, "a grant may take away");
@@ -391,6 +435,8 @@ mod test {
             ("[[grant]]\nrole = \"viewer\"", "neither"),
             ("[[grant]]\nusers = [1]\nrole = \"admin\"\nnetworks = [\"lan\"]", "are for grants"),
             ("[[grant]]\nusers = [1]\nrole = \"operator\"\nnetworks = [\"../x\"]", "not a valid name"),
+            ("[[grant]]\nusers = [1]\nrole = \"operator\"\nport_groups = [\"w*\"]", "no name of a group"),
+            ("[[grant]]\nusers = [1]\nrole = \"viewer\"\nport_groups = [\"web\"]", "are for grants"),
             ("[[grant]]\nusers = [-1]\nrole = \"viewer\"", "line 2"),
             ("[[grant]]\nusers = [1]\nrole = \"operator\"\nquota = { port = 1 }", "line 4"),
             ("images = [\"/srv/../etc\"]", "without `..`"),

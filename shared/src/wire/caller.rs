@@ -17,7 +17,12 @@ pub fn caller(caller: &Caller, quota: impl FnOnce(&Quota) -> wire::Quota) -> wir
         networks: networks.map(|network| format!("networks/{network}")).collect(),
         all_networks: rights.role >= Role::Operator && rights.networks.is_none(),
         unfiltered: rights.unfiltered,
-        quota: (rights.role == Role::Operator).then(|| quota(&rights.quota)),
+        port_groups: rights.port_groups.iter().flatten().map(|group| format!("groups/{group}")).collect(),
+        all_port_groups: rights.role >= Role::Operator && rights.port_groups.is_none(),
+        quota: (rights.role == Role::Operator).then(|| wire::Quota {
+            changes_per_second: rights.quota.changes_per_second,
+            ..quota(&rights.quota)
+        }),
         image_folders: Vec::new(),
         access_file: caller.file.display().to_string(),
     }

@@ -9,7 +9,7 @@ use crate::{
     reconciler::{Reconciler, Writer, check_generation, converge::ports_of},
 };
 use shared::{
-    access::Quota,
+    access::Caller,
     fault::{Fault, Kind},
     name::Name,
     time::Timestamp,
@@ -40,8 +40,8 @@ pub struct PortChange {
     pub rate_out: Option<Option<Rate>>,
     /// The groups it is in.
     pub groups: Option<BTreeSet<Name>>,
-    /// What its owner may have, where that is the caller.
-    pub quota: Quota,
+    /// Who asks; `None`: netd itself.
+    pub by: Option<Caller>,
 }
 
 impl PortChange {
@@ -98,7 +98,10 @@ impl<K: Kernel> Reconciler<K> {
         }
         let network = self.network(&key.0)?.network;
         self.check_change(&old, &spec, &network, caller == 0)?;
-        self.check_quota(&change.quota, &spec, (&old.owner(), key), Some(&old))?;
+        if let Some(by) = &change.by {
+            by.must_be_granted_groups(&old.spec.groups, &spec.groups)?;
+            self.check_quota(&by.rights.quota, &spec, (&old.owner(), key), Some(&old))?;
+        }
         let profile = self.read().desired.profile(key, &spec)?;
         let new = Port {
             spec,

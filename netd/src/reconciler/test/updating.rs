@@ -303,7 +303,9 @@ fn extra_addresses_count_as_ports() {
     assert!(fault.chain().contains("counts as 5"), "{}", fault.chain());
     process.create_port(&new(2)).unwrap();
     let change = |count| {
-        let change = PortChange { extra: Some(extra(count)), quota, ..PortChange::default() };
+        let rights = Rights { quota, ..Caller::root().rights };
+        let by = Some(Caller::new(1001, None, rights, Path::new("/etc/access").into()));
+        let change = PortChange { extra: Some(extra(count)), by, ..PortChange::default() };
         process.run(process.netd().update_port(key("lan", "x"), change, 1001))
     };
     assert_eq!(change(4).unwrap_err().reason(), "PORT_QUOTA");
