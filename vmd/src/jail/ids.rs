@@ -73,8 +73,8 @@ impl Pool {
         if let Some(slot) = used.slots.get(machine) {
             return Ok(self.ids(*slot));
         }
-        let slot = (0..self.count)
-            .map(|step| (used.next + step) % self.count)
+        let slot = (used.next..self.count)
+            .chain(0..used.next)
             .find(|slot| !used.strangers.contains(slot) && used.slots.values().all(|other| other != slot))
             .ok_or_else(|| {
                 Fault::new(
