@@ -427,11 +427,11 @@ fn machines_run_on_with_a_full_disk_and_vmd_starts_with_it() {
         assert_eq!(pid(&host), before, "the same run");
         assert!(host.ok("vm list").contains("running"));
         assert!(host.kvmctl(&["host", "show"]).stdout.contains("degraded"));
-        becomes(&host.vmd_address(), false, ("vmd.v1.VmService", "vmd.v1.EventService"));
+        becomes(&host.vmd_address(), false, ("vmd.v1.VmService", "events.v1.EventService"));
         becomes(&host.netd_address(), true, NETD);
     }
     small.make_room();
-    becomes(&host.vmd_address(), true, ("vmd.v1.VmService", "vmd.v1.EventService"));
+    becomes(&host.vmd_address(), true, ("vmd.v1.VmService", "events.v1.EventService"));
     wait::until("a machine to be made again", || {
         (host.kvmctl(&late.split(' ').collect::<Vec<_>>()).code == 0).then_some(())
     });

@@ -122,7 +122,7 @@ async fn run(config: Config, group: Option<u32>, given_up: Outcome) -> Result<()
         }
     }));
     let routes = server::routes(reconciler.clone(), access, stop.clone());
-    let methods = proto::METHODS.iter().filter(|method| method.path.starts_with("/netd."));
+    let methods = proto::METHODS.iter().filter(|method| !method.path.starts_with("/vmd."));
     let health = Health::new(methods.map(|method| (method.path, method.audited)), {
         let reconciler = reconciler.clone();
         move || reconciler.trouble()

@@ -99,7 +99,7 @@ async fn run(config: Config) -> Result<(), Fault> {
     let gate = Gate::new(supervisor.access().clone(), audit.clone(), methods)?;
     supervisor.tell_of(&audit, stop.clone());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
-    let methods = proto::METHODS.iter().filter(|method| method.path.starts_with("/vmd."));
+    let methods = proto::METHODS.iter().filter(|method| !method.path.starts_with("/netd."));
     let health = Health::new(methods.map(|method| (method.path, method.audited)), {
         let supervisor = supervisor.clone();
         move || supervisor.trouble()
