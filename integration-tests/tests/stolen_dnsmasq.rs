@@ -138,6 +138,11 @@ fn steal(netd: Netd) {
         assert_eq!(never, beyond, "outside: {outside:#?}");
         assert!(inside.len() >= 60 && inside.len() == outside.len(), "{log}");
         assert_eq!(needed.len(), 4, "{log}");
+        let limits =
+            fs::read_to_string(format!("/proc/{}/limits", host.servers(network)[0])).expect("limits");
+        let size = limits.lines().find(|line| line.starts_with("Max file size")).expect("a limit");
+        let words: Vec<&str> = size.split_whitespace().collect();
+        assert_eq!(words[3..5], ["16777216"; 2], "{size}");
         assert!(needed.values().all(|outcome| outcome == "there"), "{needed:?}");
         println!(
             "{netd:?}, {network}: {} attempts of a stolen dnsmasq, all denied; outside {} of them succeed",

@@ -6,6 +6,7 @@
 //! none that reaches netd's or another program's, packets of others, or their rules. And it changes no file's owner or
 //! mode, of which Landlock knows nothing.
 
+use super::folder::LEASES_MODE;
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort, PathBeneath,
     PathFd, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
@@ -102,7 +103,7 @@ struct Files<'a> {
 pub fn confine(program: &Path, folder: &Path) -> io::Result<Vec<String>> {
     // dnsmasq itself makes no file.
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    openat(CWD, folder.join(LEASES), flags, Mode::from_raw_mode(0o640))?;
+    openat(CWD, folder.join(LEASES), flags, Mode::from_raw_mode(LEASES_MODE))?;
     apply(Some(&Files { program, folder })).map_err(io::Error::other)
 }
 

@@ -32,8 +32,11 @@ use std::{
 const LONGEST_LOG: u64 = 64 << 10;
 /// Begins the name of a file that is being written.
 const NEW: &str = ".new";
-/// As much of the lease file is read, bytes: 100,000 leases.
-const MOST_LEASES: u64 = 16 << 20;
+/// As much of the lease file is read, and no more is written to it or to the log, bytes: 100,000 leases.
+pub const MOST_LEASES: u64 = 16 << 20;
+
+/// Mode of the lease file.
+pub const LEASES_MODE: u32 = 0o640;
 
 /// Which process serves a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -317,7 +320,10 @@ impl Folder {
         let temporary = self.temporary(&path);
         let rest = lease::without(&self.read_leases(), addresses);
         let write = || {
-            create(&temporary)?.write_all(&rest)?;
+            let mut file = create(&temporary)?;
+            file.write_all(&rest)?;
+            // As the gate makes it.
+            file.set_permissions(fs::Permissions::from_mode(LEASES_MODE))?;
             fs::rename(&temporary, &path)
         };
         steps::effect(|| name("prune", &path), || write().map_err(|e| failed("write", &path, &e)))

@@ -4,7 +4,7 @@
 //! in the same process, confined to what dnsmasq needs. If netd dies first the pipe closes and the child ends: there is never a dnsmasq that the next
 //! netd does not know of. The child of a cell makes the namespaces first, and says so on its standard output.
 
-use super::confine::confine;
+use super::{confine::confine, folder::MOST_LEASES};
 use crate::kernel::cell;
 use ipnet::IpNet;
 use rustix::{
@@ -104,7 +104,10 @@ pub fn child_main(mut args: impl Iterator<Item = OsString>) -> Option<ExitCode> 
 /// Cuts the process off from netd's session and from what it does not need, and waits at the gate.
 fn prepare(place: &str) -> io::Result<()> {
     rustix::process::setsid()?;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    // The run folder is in memory.
+    for (resource, most) in [(Resource::Core, 0), (Resource::Fsize, MOST_LEASES)] {
+        rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+    }
     rustix::thread::set_no_new_privs(true)?;
     rustix::process::umask(Mode::from_raw_mode(0o027));
     let cell = place.strip_prefix("cell:");
