@@ -104,7 +104,7 @@ fn both_daemons_work_as_units_and_a_machine_out_of_memory_ends_alone() {
     let console = &mut debian::boot(&host, "lsm=landlock,capability", &["--memory", "1G", "--disk", &image]);
     println!("Debian is up after {:?}", begin.elapsed());
     console.ok(
-        "export PATH=$PATH:/usr/local/bin; mount -o ro /dev/vdb /mnt; cp -rn /mnt/etc /mnt/usr /mnt/root /",
+        "export SYSTEMD_COLORS=0 PATH=$PATH:/usr/local/bin; mount -o ro /dev/vdb /mnt; cp -rn /mnt/etc /mnt/usr /mnt/root /",
     );
     console.ok("systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload");
     console.ok("systemctl start netd vmd || { journalctl -u netd -u vmd --no-pager | tail -40; false; }");
