@@ -9,21 +9,20 @@ mod network;
 mod vm;
 
 pub use capture::CapturePort;
-pub use diagnose::{Peer, Why, WhyProtocol};
-pub use events::{DaemonName, Events};
+pub use diagnose::{Why, WhyProtocol};
+pub use events::Events;
 pub use forward::{AddForward, ForwardCommand, ForwardName, Protocol};
 pub use group::{AddRule, CreateGroup, Default, Direction, GroupCommand, GroupName, IpProtocol, RuleCommand};
 pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdateNetwork, UpdatePort};
 pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
 
-use crate::parse;
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use crate::{
+    client::{DEFAULT_NETD, DEFAULT_VMD},
+    output::Format,
+    parse,
+};
+use clap::{Args, Parser, Subcommand, ValueHint};
 use std::path::PathBuf;
-
-/// Where netd listens if nobody says otherwise.
-pub const DEFAULT_NETD: &str = "unix:///run/kvmctl/netd.sock";
-/// Where vmd listens if nobody says otherwise.
-pub const DEFAULT_VMD: &str = "unix:///run/kvmctl/vmd.sock";
 
 const TOP_HELP: &str = "\
 Examples:
@@ -79,24 +78,6 @@ pub struct Global {
     /// Show the trace id of a failure too
     #[arg(short, long, global = true)]
     pub verbose: bool,
-}
-
-/// How results are printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    #[default]
-    #[value(help = None)]
-    Table,
-    /// One JSON value.
-    #[value(help = None)]
-    Json,
-    /// One YAML document.
-    #[value(help = None)]
-    Yaml,
-    /// Bare names, one a line.
-    #[value(help = None)]
-    Name,
 }
 
 /// The groups of commands.

@@ -1,7 +1,7 @@
 //! Connections to the two daemons, made at the first call, and what every call has: a deadline, the trace and an
 //! error that says which daemon it came from.
 
-use crate::cli::{DaemonName, Global};
+use clap::ValueEnum;
 use proto::{
     events::v1::event_service_client::EventServiceClient,
     netd::v1::{
@@ -20,6 +20,10 @@ use shared::{
 use std::{cell::OnceCell, error::Error as _, future::Future, io, os::unix::net::UnixStream, time::Duration};
 use tonic::{Request, Response, Status, service::interceptor::InterceptedService, transport::Channel};
 
+/// Where netd listens if nobody says otherwise.
+pub const DEFAULT_NETD: &str = "unix:///run/kvmctl/netd.sock";
+/// Where vmd listens if nobody says otherwise.
+pub const DEFAULT_VMD: &str = "unix:///run/kvmctl/vmd.sock";
 /// How long a call may take that does nothing slow.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// What a call may take on top of a time-out that the daemon keeps itself.
@@ -29,6 +33,15 @@ const LARGEST_ANSWER: usize = 64 << 20;
 
 /// A channel whose calls carry the trace.
 pub type Traced = InterceptedService<Channel, Inject>;
+
+/// One of the daemons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DaemonName {
+    /// Networks and ports.
+    Netd,
+    /// Machines.
+    Vmd,
+}
 
 /// Both daemons.
 #[derive(Debug)]
@@ -42,11 +55,8 @@ pub struct Clients {
 impl Clients {
     /// The daemons at the addresses asked for; nothing is connected yet.
     #[must_use]
-    pub fn new(global: &Global) -> Self {
-        Self {
-            netd: Daemon::new("netd", "--netd", &global.netd),
-            vmd: Daemon::new("vmd", "--vmd", &global.vmd),
-        }
+    pub fn new(netd: &str, vmd: &str) -> Self {
+        Self { netd: Daemon::new("netd", "--netd", netd), vmd: Daemon::new("vmd", "--vmd", vmd) }
     }
 
     /// netd's networks.

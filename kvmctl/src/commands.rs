@@ -9,7 +9,6 @@ pub mod group;
 pub mod host;
 pub mod network;
 pub mod port;
-mod resource;
 pub mod vm;
 mod watch;
 

@@ -2,9 +2,8 @@
 //! offers nothing.
 
 use crate::{
-    cli::{DEFAULT_NETD, DEFAULT_VMD, Format, Global},
-    client::Clients,
-    commands::{forward, group, network, port, vm},
+    client::{Clients, DEFAULT_NETD, DEFAULT_VMD},
+    listing,
 };
 use clap_complete::CompletionCandidate;
 use shared::fault::Fault;
@@ -17,7 +16,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 #[must_use]
 pub fn networks(current: &OsStr) -> Vec<CompletionCandidate> {
     candidates(current, async |clients| {
-        Ok(network::all(clients).await?.into_iter().map(|network| network.name).collect())
+        Ok(listing::networks(clients).await?.into_iter().map(|network| network.name).collect())
     })
 }
 
@@ -25,14 +24,16 @@ pub fn networks(current: &OsStr) -> Vec<CompletionCandidate> {
 #[must_use]
 pub fn groups(current: &OsStr) -> Vec<CompletionCandidate> {
     candidates(current, async |clients| {
-        Ok(group::all(clients).await?.into_iter().map(|group| group.name).collect())
+        Ok(listing::groups(clients).await?.into_iter().map(|group| group.name).collect())
     })
 }
 
 /// Names of machines.
 #[must_use]
 pub fn vms(current: &OsStr) -> Vec<CompletionCandidate> {
-    candidates(current, async |clients| Ok(vm::all(clients).await?.into_iter().map(|vm| vm.name).collect()))
+    candidates(current, async |clients| {
+        Ok(listing::vms(clients).await?.into_iter().map(|vm| vm.name).collect())
+    })
 }
 
 /// Names of ports: of the network that is on the line already.
@@ -40,7 +41,7 @@ pub fn vms(current: &OsStr) -> Vec<CompletionCandidate> {
 pub fn ports(current: &OsStr) -> Vec<CompletionCandidate> {
     candidates(current, async |clients| {
         let words: Vec<String> = std::env::args().collect();
-        let ports = port::all(clients, None).await?;
+        let ports = listing::ports(clients, None).await?;
         Ok(ports.into_iter().filter(|port| words.contains(&port.network)).map(|port| port.name).collect())
     })
 }
@@ -50,7 +51,7 @@ pub fn ports(current: &OsStr) -> Vec<CompletionCandidate> {
 pub fn forwards(current: &OsStr) -> Vec<CompletionCandidate> {
     candidates(current, async |clients| {
         let words: Vec<String> = std::env::args().collect();
-        let all = forward::all(clients, None).await?;
+        let all = listing::forwards(clients, None).await?;
         Ok(all.into_iter().filter(|one| words.contains(&one.network)).map(|one| one.name).collect())
     })
 }
@@ -65,15 +66,15 @@ fn candidates(
         return Vec::new();
     };
     let found = runtime.block_on(async {
-        let clients = Clients::new(&global());
+        let clients = clients();
         tokio::time::timeout(PATIENCE, names(&clients)).await
     });
     let Ok(Ok(found)) = found else { return Vec::new() };
     found.into_iter().filter(|name| name.starts_with(current)).map(CompletionCandidate::new).collect()
 }
 
-/// The addresses as the line, the environment or the defaults have them.
-fn global() -> Global {
+/// The daemons at the addresses that the line, the environment or the defaults have.
+fn clients() -> Clients {
     let words: Vec<String> = std::env::args().collect();
     let address = |option: &str, variable: &str, default: &str| {
         words
@@ -86,10 +87,6 @@ fn global() -> Global {
             .or_else(|| std::env::var(variable).ok())
             .unwrap_or_else(|| default.to_owned())
     };
-    Global {
-        output: Format::Name,
-        netd: address("--netd", "KVMCTL_NETD", DEFAULT_NETD),
-        vmd: address("--vmd", "KVMCTL_VMD", DEFAULT_VMD),
-        verbose: false,
-    }
+    let netd = address("--netd", "KVMCTL_NETD", DEFAULT_NETD);
+    Clients::new(&netd, &address("--vmd", "KVMCTL_VMD", DEFAULT_VMD))
 }

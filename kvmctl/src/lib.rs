@@ -7,9 +7,11 @@ mod complete;
 pub mod diagnose;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod listing;
 mod man;
 pub mod output;
 pub mod parse;
+mod resource;
 mod terminal;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
@@ -85,7 +87,7 @@ pub async fn run(invocation: Invocation) -> ExitCode {
 
 async fn command(cli: Cli) -> Result<(), Stop> {
     let Cli { global, command } = cli;
-    let clients = Clients::new(&global);
+    let clients = Clients::new(&global.netd, &global.vmd);
     let Global { output, .. } = global;
     // Locked for each write only: the console writes through tokio's handle.
     let (mut out, mut remarks) = (io::stdout(), io::stderr());

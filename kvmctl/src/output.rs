@@ -18,8 +18,8 @@ pub mod time;
 pub mod vm;
 pub mod watched;
 
-use crate::cli::Format;
 use broken::{Broken, Shown};
+use clap::ValueEnum;
 use serde::Serialize;
 use shared::fault::Fault;
 use std::io::{self, Write};
@@ -82,6 +82,24 @@ impl From<io::Error> for Stop {
 struct Deleted<'a> {
     name: &'a str,
     deleted: bool,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    #[value(help = None)]
+    Table,
+    /// One JSON value.
+    #[value(help = None)]
+    Json,
+    /// One YAML document.
+    #[value(help = None)]
+    Yaml,
+    /// Bare names, one a line.
+    #[value(help = None)]
+    Name,
 }
 
 /// Prints results on `out` and remarks on `remarks`.

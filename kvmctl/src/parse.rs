@@ -11,7 +11,7 @@ mod rate;
 pub use cursor::{Cursor, Pattern, Place, cursor, pattern};
 pub use forward::{Listen, Target, listen, target};
 pub use nic::nic;
-pub use peer::peer;
+pub use peer::{Peer, peer};
 pub use rate::{Limit, limit, rate, rate_text};
 
 use proto::vmd::v1::{Disk, DiskBus, DiskCache, DiskMedia};

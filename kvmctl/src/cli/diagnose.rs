@@ -1,6 +1,9 @@
 //! `kvmctl why`.
 
-use crate::{complete, parse};
+use crate::{
+    complete,
+    parse::{self, Peer},
+};
 use clap::{ArgGroup, Args, ValueEnum};
 use clap_complete::ArgValueCompleter;
 use shared::name::Name;
@@ -40,15 +43,6 @@ pub struct Why {
     /// Watch real packets of that flow for so long, 1 to 60; send some meanwhile
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=60))]
     pub trace: Option<u32>,
-}
-
-/// The other end of a packet's way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// An address, or the name of a machine.
-    pub host: Result<IpAddr, Name>,
-    /// The port that is sent to.
-    pub port: Option<u16>,
 }
 
 /// How a packet is sent.

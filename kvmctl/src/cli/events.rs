@@ -1,7 +1,10 @@
 //! `kvmctl events`.
 
-use crate::parse::{self, Cursor, Pattern};
-use clap::{Args, ValueEnum};
+use crate::{
+    client::DaemonName,
+    parse::{self, Cursor, Pattern},
+};
+use clap::Args;
 
 /// Shown after the help.
 pub const EXAMPLES: &str = "\
@@ -10,15 +13,6 @@ Examples:
   kvmctl events --kind repaired,degraded --resource 'networks/lan*'
   kvmctl events --follow -o json | jq -r .message
   kvmctl events --since n3f2a9c01.12-v99aabbcc.7";
-
-/// One of the daemons.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DaemonName {
-    /// Networks and ports.
-    Netd,
-    /// Machines.
-    Vmd,
-}
 
 /// `kvmctl events`.
 #[derive(Args, Debug)]

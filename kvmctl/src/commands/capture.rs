@@ -1,10 +1,11 @@
 //! `kvmctl port capture`.
 
-use super::{console::Signals, resource};
+use super::console::Signals;
 use crate::{
     cli::CapturePort,
     client::{Clients, DEADLINE},
     output::{Printer, Stop},
+    resource,
 };
 use proto::netd::v1::{CaptureChunk, CaptureEnd, CaptureRequest};
 use shared::fault::{Fault, Kind};

@@ -1,9 +1,9 @@
 //! `kvmctl vm console` and `kvmctl vm log`.
 
-use super::resource;
 use crate::{
     client::{Clients, DEADLINE},
     output::{Printer, Stop},
+    resource,
     terminal::RawTerminal,
 };
 use proto::vmd::v1::{

@@ -1,13 +1,14 @@
 //! `kvmctl doctor` and `kvmctl why`.
 
-use super::resource;
 use crate::{
-    cli::{Peer, Why, WhyProtocol},
+    cli::{Why, WhyProtocol},
     client::{Clients, DEADLINE, within},
     output::{
         Printer, Stop,
         diagnose::{Explanation, Finding},
     },
+    parse::Peer,
+    resource,
 };
 use proto::netd::v1::{self as wire, PacketProtocol};
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! `kvmctl events`.
 
 use crate::{
-    cli::{DaemonName, Events},
-    client::{Clients, DEADLINE, Daemon, within},
+    cli::Events,
+    client::{Clients, DEADLINE, Daemon, DaemonName, within},
     diagnose,
     output::{
         Printer, Stop,

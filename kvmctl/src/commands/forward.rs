@@ -1,10 +1,11 @@
 //! `kvmctl forward`.
 
-use super::resource;
 use crate::{
     cli::{AddForward, ForwardCommand, Protocol},
     client::{Clients, DEADLINE, within},
+    listing,
     output::{Printer, Stop, forward::Forward},
+    resource,
 };
 use proto::{
     netd::v1::{self as wire, ForwardProtocol},
@@ -22,7 +23,9 @@ use shared::{
 pub async fn run(command: ForwardCommand, clients: &Clients, printer: &mut Printer<'_>) -> Result<(), Stop> {
     match command {
         ForwardCommand::Add(asked) => printer.changed("forward", "added", &add(&asked, clients).await?),
-        ForwardCommand::List { network } => printer.list(&all(clients, network.as_ref()).await?),
+        ForwardCommand::List { network } => {
+            printer.list(&listing::forwards(clients, network.as_ref()).await?)
+        }
         ForwardCommand::Show(forward) => {
             let request =
                 wire::GetForwardRequest { name: resource::forward(&forward.network, forward.name.as_str()) };
@@ -38,27 +41,6 @@ pub async fn run(command: ForwardCommand, clients: &Clients, printer: &mut Print
             clients.netd.call(DEADLINE, call).await?;
             printer.deleted("forward", forward.name.as_str())
         }
-    }
-}
-
-/// The forwards of one network or of all, in the order of their names.
-///
-/// # Errors
-/// What netd said.
-pub async fn all(clients: &Clients, of: Option<&Name>) -> Result<Vec<Forward>, Fault> {
-    let parent = of.map_or_else(|| "networks/-".to_owned(), resource::network);
-    let mut found = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = wire::ListForwardsRequest { parent: parent.clone(), page_size: 0, page_token };
-        let mut forwards = clients.forwards()?;
-        let call = forwards.list_forwards(within(DEADLINE, request));
-        let page = clients.netd.call(DEADLINE, call).await?;
-        found.extend(page.forwards.into_iter().map(Forward::from));
-        if page.next_page_token.is_empty() {
-            return Ok(found);
-        }
-        page_token = page.next_page_token;
     }
 }
 

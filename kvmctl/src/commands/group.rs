@@ -1,10 +1,11 @@
 //! `kvmctl group`.
 
-use super::resource;
 use crate::{
     cli::{AddRule, Default as OrElse, Direction, GroupCommand, IpProtocol, RuleCommand},
     client::{Clients, DEADLINE, within},
+    listing,
     output::{Printer, Stop, group::Group},
+    resource,
 };
 use prost_types::FieldMask;
 use proto::netd::v1::{self as wire, GroupDefault, RuleDirection, RuleProtocol, group_rule::Remote};
@@ -33,7 +34,7 @@ pub async fn run(command: GroupCommand, clients: &Clients, printer: &mut Printer
             let group: Group = clients.netd.call(DEADLINE, call).await?.into();
             printer.changed("group", "created", &group)
         }
-        GroupCommand::List => printer.list(&all(clients).await?),
+        GroupCommand::List => printer.list(&listing::groups(clients).await?),
         GroupCommand::Show(group) => printer.show(&Group::from(get(clients, &group.name).await?)),
         GroupCommand::Delete(group) => {
             let request = wire::DeleteGroupRequest { name: resource::group(&group.name) };
@@ -60,26 +61,6 @@ pub async fn run(command: GroupCommand, clients: &Clients, printer: &mut Printer
             });
             printer.changed("group", "changed", &changed.await?)
         }
-    }
-}
-
-/// All groups, in the order of their names.
-///
-/// # Errors
-/// What netd said.
-pub async fn all(clients: &Clients) -> Result<Vec<Group>, Fault> {
-    let mut found = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = wire::ListGroupsRequest { page_size: 0, page_token };
-        let mut groups = clients.groups()?;
-        let call = groups.list_groups(within(DEADLINE, request));
-        let page = clients.netd.call(DEADLINE, call).await?;
-        found.extend(page.groups.into_iter().map(Group::from));
-        if page.next_page_token.is_empty() {
-            return Ok(found);
-        }
-        page_token = page.next_page_token;
     }
 }
 

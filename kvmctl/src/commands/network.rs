@@ -1,14 +1,15 @@
 //! `kvmctl network`.
 
-use super::{resource, watch};
+use super::watch;
 use crate::{
     cli::{Mode, NetworkCommand, OnOff, UpdateNetwork},
     client::{Clients, DEADLINE, within},
+    listing,
     output::{Printer, Stop, lease::Lease, network::Network},
+    resource,
 };
 use prost_types::FieldMask;
 use proto::netd::v1::{self as wire, NetworkMode, ServiceSwitch};
-use shared::fault::Fault;
 use std::time::Duration;
 
 /// Carries out a command on networks.
@@ -44,7 +45,7 @@ pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Print
             printer.changed("network", "created", &network)
         }
         NetworkCommand::List { watch: true } => watch::networks(clients, printer).await,
-        NetworkCommand::List { watch: false } => printer.list(&all(clients).await?),
+        NetworkCommand::List { watch: false } => printer.list(&listing::networks(clients).await?),
         NetworkCommand::Show { name } => {
             let request = wire::GetNetworkRequest { name: resource::network(&name) };
             let mut networks = clients.networks()?;
@@ -72,26 +73,6 @@ pub async fn run(command: NetworkCommand, clients: &Clients, printer: &mut Print
             clients.netd.call(DEADLINE, call).await?;
             printer.deleted("network", name.as_str())
         }
-    }
-}
-
-/// All networks, in the order of their names.
-///
-/// # Errors
-/// What netd said.
-pub async fn all(clients: &Clients) -> Result<Vec<Network>, Fault> {
-    let mut found = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = wire::ListNetworksRequest { page_size: 0, page_token };
-        let mut networks = clients.networks()?;
-        let call = networks.list_networks(within(DEADLINE, request));
-        let page = clients.netd.call(DEADLINE, call).await?;
-        found.extend(page.networks.into_iter().map(Network::from));
-        if page.next_page_token.is_empty() {
-            return Ok(found);
-        }
-        page_token = page.next_page_token;
     }
 }
 

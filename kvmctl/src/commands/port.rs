@@ -1,18 +1,17 @@
 //! `kvmctl port`.
 
-use super::{capture, resource, watch};
+use super::{capture, watch};
 use crate::{
     cli::{CreatePort, OnOff, PortCommand, UpdatePort},
     client::{Clients, DEADLINE, within},
+    listing,
     output::{Printer, Stop, port::Port},
     parse::Limit,
+    resource,
 };
 use prost_types::FieldMask;
 use proto::netd::v1::{self as wire, PortFilter};
-use shared::{
-    fault::{Fault, Kind},
-    name::Name,
-};
+use shared::fault::{Fault, Kind};
 use std::net::IpAddr;
 
 /// Carries out a command on ports.
@@ -40,7 +39,9 @@ pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<
             printer.changed("port", "changed", &port)
         }
         PortCommand::List { network, watch: true } => watch::ports(network.as_ref(), clients, printer).await,
-        PortCommand::List { network, watch: false } => printer.list(&all(clients, network.as_ref()).await?),
+        PortCommand::List { network, watch: false } => {
+            printer.list(&listing::ports(clients, network.as_ref()).await?)
+        }
         PortCommand::Show(port) => {
             let request = wire::GetPortRequest { name: resource::port(&port.network, &port.name) };
             let mut ports = clients.ports()?;
@@ -57,27 +58,6 @@ pub async fn run(command: PortCommand, clients: &Clients, printer: &mut Printer<
             printer.deleted("port", port.name.as_str())
         }
         PortCommand::Capture(asked) => capture::run(asked, clients, printer).await,
-    }
-}
-
-/// The ports of one network or of all, in the order of their names.
-///
-/// # Errors
-/// What netd said.
-pub async fn all(clients: &Clients, of: Option<&Name>) -> Result<Vec<Port>, Fault> {
-    let parent = of.map_or_else(|| "networks/-".to_owned(), resource::network);
-    let mut found = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = wire::ListPortsRequest { parent: parent.clone(), page_size: 0, page_token };
-        let mut ports = clients.ports()?;
-        let call = ports.list_ports(within(DEADLINE, request));
-        let page = clients.netd.call(DEADLINE, call).await?;
-        found.extend(page.ports.into_iter().map(Port::from));
-        if page.next_page_token.is_empty() {
-            return Ok(found);
-        }
-        page_token = page.next_page_token;
     }
 }
 

@@ -3,11 +3,13 @@
 mod addresses;
 mod wait;
 
-use super::{console, resource, watch};
+use super::{console, watch};
 use crate::{
     cli::{CreateVm, Goal, VmCommand, VmName, VncChoice},
     client::{Clients, DEADLINE, MARGIN, within},
+    listing,
     output::{Printer, Stop, vm::Vm},
+    resource,
 };
 use proto::vmd::v1::{self as wire, VncListen};
 use shared::{fault::Fault, name::Name};
@@ -65,7 +67,7 @@ pub async fn run(command: VmCommand, clients: &Clients, printer: &mut Printer<'_
             printer.deleted("vm", name.as_str())
         }
         VmCommand::List { watch: true } => watch::vms(clients, printer).await,
-        VmCommand::List { watch: false } => printer.list(&all(clients).await?),
+        VmCommand::List { watch: false } => printer.list(&listing::vms(clients).await?),
         VmCommand::Show(VmName { name }) => {
             let request = within(DEADLINE, wire::GetVmRequest { name: resource::vm(&name) });
             let mut vm = clients.vmd.call(DEADLINE, clients.vms()?.get_vm(request)).await?.into();
@@ -85,24 +87,6 @@ pub async fn run(command: VmCommand, clients: &Clients, printer: &mut Printer<'_
             }
             Goal::Ip => printer.list(&wait::addresses(&vm.name, timeout, clients).await?),
         },
-    }
-}
-
-/// All machines, in the order of their names.
-///
-/// # Errors
-/// What vmd said.
-pub async fn all(clients: &Clients) -> Result<Vec<Vm>, Fault> {
-    let mut found = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let request = within(DEADLINE, wire::ListVmsRequest { page_size: 0, page_token });
-        let page = clients.vmd.call(DEADLINE, clients.vms()?.list_vms(request)).await?;
-        found.extend(page.vms.into_iter().map(Vm::from));
-        if page.next_page_token.is_empty() {
-            return Ok(found);
-        }
-        page_token = page.next_page_token;
     }
 }
 

@@ -72,7 +72,7 @@ pub async fn networks(clients: &Clients, printer: &mut Printer<'_>) -> Result<()
 /// # Errors
 /// As `networks`.
 pub async fn ports(network: Option<&Name>, clients: &Clients, printer: &mut Printer<'_>) -> Result<(), Stop> {
-    let parent = network.map_or_else(|| "networks/-".to_owned(), super::resource::network);
+    let parent = network.map_or_else(|| "networks/-".to_owned(), crate::resource::network);
     let open = async |since_revision, since_epoch| {
         let request =
             Request::new(netd::WatchPortsRequest { since_revision, since_epoch, parent: parent.clone() });

@@ -72,7 +72,7 @@ pub(super) fn row<T: Object>(object: &T) -> Vec<String> {
 mod test {
     use super::*;
     use crate::{
-        cli::Format,
+        output::Format,
         output::{Printer, forward::Forward, group::Group, network::Network, port::Port, vm::Vm},
     };
     use proto::{netd::v1 as netd, vmd::v1 as vmd};

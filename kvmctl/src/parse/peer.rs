@@ -1,8 +1,17 @@
 //! The other end of a packet's way.
 
 use super::Invalid;
-use crate::cli::Peer;
+use shared::name::Name;
 use std::net::{IpAddr, SocketAddr};
+
+/// The other end of a packet's way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// An address, or the name of a machine.
+    pub host: Result<IpAddr, Name>,
+    /// The port that is sent to.
+    pub port: Option<u16>,
+}
 
 /// The other end of a packet's way: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`, `web` or `web:80`.
 ///

@@ -3,8 +3,8 @@
 use super::addresses;
 use crate::{
     client::{Clients, DEADLINE},
-    commands::resource,
     output::{address::GuestAddress, vm::Vm},
+    resource,
 };
 use proto::vmd::v1::{self as wire, VmState};
 use shared::{
