@@ -14,6 +14,7 @@ use shared::{
     telemetry::Inject,
 };
 use std::{collections::HashMap, net::IpAddr, str::FromStr, time::Duration};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, service::interceptor::InterceptedService, transport::Channel};
 
 /// netd answers in milliseconds; more than this and it hangs.
@@ -71,6 +72,24 @@ impl NetdPorts {
                 "NETD_TIMEOUT",
                 format!("netd did not answer within {} s", DEADLINE.as_secs()),
             ))),
+        }
+    }
+}
+
+/// Makes a call again where netd says that there were too many changes, and when there is room for one more: vmd has
+/// one share of them for all of its clients.
+async fn paced<T, F>(call: impl Fn() -> F) -> Result<T, Fault>
+where
+    F: Future<Output = Result<T, Fault>>,
+{
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Err(fault) if fault.reason() == "TOO_MANY_CHANGES" => match fault.retry() {
+                Some(wait) if begun.elapsed() + wait < DEADLINE => tokio::time::sleep(wait).await,
+                _ => return Err(fault),
+            },
+            result => return result,
         }
     }
 }
@@ -135,11 +154,11 @@ impl Ports for NetdPorts {
             spec: Some(spec(port)),
             ..Default::default()
         };
-        let mut client = self.ports.clone();
-        let made = self
-            .bounded(client.create_port(request(CreatePortRequest { port: Some(wanted) })))
-            .await
-            .map_err(|e| refused(e, port))?;
+        let create = || async {
+            let message = CreatePortRequest { port: Some(wanted.clone()) };
+            self.bounded(self.ports.clone().create_port(request(message))).await
+        };
+        let made = paced(create).await.map_err(|e| refused(e, port))?;
         let uid = made.uid;
         let status = made
             .status
@@ -161,13 +180,48 @@ impl Ports for NetdPorts {
     }
 
     async fn delete(&self, resource: &str, uid: Option<&str>) -> Result<(), Fault> {
-        let message =
-            DeletePortRequest { name: resource.to_owned(), uid: uid.unwrap_or_default().to_owned() };
-        let mut client = self.ports.clone();
-        match self.bounded(client.delete_port(request(message))).await {
+        let delete = || async {
+            let message =
+                DeletePortRequest { name: resource.to_owned(), uid: uid.unwrap_or_default().to_owned() };
+            self.bounded(self.ports.clone().delete_port(request(message))).await
+        };
+        match paced(delete).await {
             Ok(_) => Ok(()),
             Err(fault) if fault.kind() == Kind::NotFound => Ok(()),
             Err(fault) => Err(fault.context(format!("cannot delete port `{resource}`"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_for_which_there_is_no_room_yet_is_made_when_there_is() {
+        let begun = Instant::now();
+        let calls = AtomicU32::new(0);
+        let after = |room: Duration, wait: Option<Duration>| {
+            let calls = &calls;
+            move || async move {
+                calls.fetch_add(1, Ordering::Relaxed);
+                if begun.elapsed() >= room {
+                    return Ok(());
+                }
+                let fault = Fault::new(Kind::ResourceExhausted, "TOO_MANY_CHANGES", "too many");
+                Err(wait.into_iter().fold(fault, Fault::retry_after))
+            }
+        };
+        let step = Some(Duration::from_millis(100));
+        paced(after(Duration::from_millis(250), step)).await.unwrap();
+        assert_eq!(calls.load(Ordering::Relaxed), 4);
+        // Not for ever, and not where nobody says when.
+        let fault = paced(after(Duration::from_secs(3600), step)).await.unwrap_err();
+        assert_eq!(fault.reason(), "TOO_MANY_CHANGES");
+        assert!(begun.elapsed() < 2 * DEADLINE);
+        let before = calls.load(Ordering::Relaxed);
+        paced(after(Duration::from_secs(3600), None)).await.unwrap_err();
+        assert_eq!(calls.load(Ordering::Relaxed), before + 1);
     }
 }
