@@ -192,6 +192,21 @@ mod test {
     use crate::model::{Disk, DiskBus, DiskCache, DiskFormat, DiskMedia, Spec, test_record, test_spec};
 
     #[test]
+    fn an_end_that_vmd_did_not_see_is_told_by_the_group_that_it_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let group = Leaf::at(folder.path().to_owned());
+        let unseen = |group| end_unseen(group, "exit code unknown".into());
+        let unknown = LastExit { reason: "exit code unknown".into(), error: String::new() };
+        assert_eq!(unseen(None), unknown);
+        assert_eq!(unseen(Some(&group)), unknown);
+        std::fs::write(folder.path().join("memory.max"), "8388608\n").unwrap();
+        std::fs::write(folder.path().join("memory.events"), "max 9\noom 1\noom_kill 2\n").unwrap();
+        let end = unseen(Some(&group));
+        assert_eq!(end.reason, "out of memory, by its limit of 8 MiB, while vmd was not running");
+        assert_eq!(end.error, end.reason);
+    }
+
+    #[test]
     fn qemus_words_name_disks_as_the_client_did() {
         let disk = |index: usize| Disk {
             path: format!("/images/{index}"),
