@@ -260,7 +260,7 @@ mac() { kvmctl vm show "$1" -o json | jq -r '.status.nics[0].mac'; }
 # ---------------------------------------------------------------- the end
 
 # Machines, which are in namespaces of their own: their messages go to a file of vmd's folder.
-machines() {
+qemus() {
     local process
     for process in /proc/[0-9]*; do
         case $(readlink "$process/fd/2") in "$W"/vmd-run/*) echo "${process#/proc/}" ;; esac
@@ -279,7 +279,10 @@ remove_all() {
     local name pid
     # Ours that are in no namespace: consoles, commands cut short.
     for pid in $(jobs -p); do kill -KILL "$pid" 2>/dev/null || :; done
-    for pid in $(machines); do kill -KILL "$pid" 2>/dev/null || :; done
+    for pid in $(qemus); do
+        kill -KILL "$pid" 2>/dev/null || :
+        until_true "process $pid to end" gone "$pid"
+    done
     for name in $HOST $LAN; do
         [ -e /run/netns/$name ] || continue
         until_true "$name to be empty" emptied $name
@@ -473,7 +476,7 @@ removal() {
     stop_daemon vmd
     stop_daemon netd
     check "processes in the host's namespace" none "$(ip netns pids $HOST | grep . || echo none)"
-    check 'processes of machines' none "$(machines | grep . || echo none)"
+    check 'processes of machines' none "$(qemus | grep . || echo none)"
 }
 lost() {
     sed -n 's/^\([0-9]*\) packets transmitted, \([0-9]*\) received.*/\1 \2/p' "$W/$1.log" | {
