@@ -213,17 +213,33 @@ async fn an_end_that_cannot_be_recorded_is_told_all_the_same() {
     supervisor.initial(&record, &console, Some(run.clone()), LastExit::default()).await.unwrap();
     assert_eq!(told_until(&supervisor, &position, EventKind::Exited).await, [EventKind::Exited]);
 
-    let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    run.pid = child.id();
+    let mut sleeper = Sleeper::new();
+    run.pid = sleeper.0.id();
     let position = supervisor.log().present();
     let process = Process::open(run.pid).unwrap();
     let live = start::take_over(context, &record, run, process).await;
     supervisor.add(record, console, Initial::Alive(Box::new(live)));
-    child.kill().unwrap();
+    sleeper.0.kill().unwrap();
     let told = told_until(&supervisor, &position, EventKind::Crashed).await;
     let expected = [EventKind::Adopted, EventKind::Unresponsive, EventKind::Crashed];
     assert_eq!(told, expected);
-    child.wait().ok();
+}
+
+/// A process that ends with its test, however that ends.
+struct Sleeper(std::process::Child);
+
+impl Sleeper {
+    fn new() -> Self {
+        Self(std::process::Command::new("sleep").arg("1000").spawn().unwrap())
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        // Of one that has ended neither does harm.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// As `--forget 'vm web'` leaves a machine whose QEMU goes on: the next machine of that name is not to get its QEMU.
@@ -236,14 +252,14 @@ async fn a_run_without_its_machine_keeps_name_and_ports_until_its_process_is_gon
         let supervisor = open(dir.path(), ports).await;
         supervisor.create(new("web", spec(&[None]))).await.unwrap();
         let store = supervisor.0.context.store.clone();
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let identity = process::identity(child.id()).unwrap();
+        let mut sleeper = Sleeper::new();
+        let identity = process::identity(sleeper.0.id()).unwrap();
         let run = Run {
             boot_id: identity.boot_id,
             machine: Some(Uuid::nil()),
-            pid: child.id(),
+            pid: sleeper.0.id(),
             start_ticks: identity.start_ticks,
-            uid: process::uid(child.id()).unwrap(),
+            uid: process::uid(sleeper.0.id()).unwrap(),
             ..crate::model::test_run()
         };
         let record = PortRecord { vm: "web".parse().unwrap(), uid: None };
@@ -264,8 +280,8 @@ async fn a_run_without_its_machine_keeps_name_and_ports_until_its_process_is_gon
         let refused = supervisor.create(new("web", spec(&[]))).await.unwrap_err();
         assert_eq!(refused.reason(), "BROKEN_RECORD");
 
-        child.kill().unwrap();
-        child.wait().unwrap();
+        sleeper.0.kill().unwrap();
+        sleeper.0.wait().unwrap();
         let state = load(&store).await.unwrap();
         assert_eq!((state.records.len(), state.runs.len()), (usize::from(replaced), 0));
         assert_eq!((state.orphans.len(), state.broken.len(), state.over.len()), (1, 0, 1));
