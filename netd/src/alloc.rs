@@ -5,7 +5,7 @@ mod forward;
 mod mac;
 mod service;
 
-pub use address::{Addresses, Asker, LINK_LOCAL, addresses, check_names, eui64};
+pub use address::{Addresses, Asker, LINK_LOCAL, addresses, addresses_of_all, check_names, eui64};
 pub use forward::{check_forward, check_listen, forward_name, is_unfit};
 pub use mac::{MacAsker, check_bridge, port_mac};
 pub use service::cell;

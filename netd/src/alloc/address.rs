@@ -71,21 +71,22 @@ impl Asker<'_> {
 /// What the network's addresses are used for. `Ports` and `Reservations` are those of the network.
 struct Uses<'a> {
     network: &'a Network,
-    asker: &'a Asker<'a>,
     ports: BTreeMap<IpAddr, &'a Port>,
     reserved: BTreeMap<IpAddr, &'a Reservation>,
+    /// As many of the first addresses of the IPv4 and IPv6 subnet are not free. While ports are only added, none of them
+    /// gets free again.
+    passed: (usize, usize),
 }
 
 impl<'a> Uses<'a> {
     fn new(
         network: &'a Network,
-        asker: &'a Asker<'a>,
         others: impl Iterator<Item = &'a Port>,
         reservations: impl Iterator<Item = &'a Reservation>,
     ) -> Self {
         let ports = others.flat_map(|port| port.addresses().map(move |address| (address, port))).collect();
         let reserved = reservations.flat_map(|r| r.addresses().map(move |address| (address, r))).collect();
-        Self { network, asker, ports, reserved }
+        Self { network, ports, reserved, passed: (0, 0) }
     }
 
     fn subnet(&self, address: IpAddr) -> Option<IpNet> {
@@ -97,16 +98,14 @@ impl<'a> Uses<'a> {
 
     /// Whether the port may have an address that its client asks for. What is set aside for somebody else it gets only
     /// if its subnet has nothing else left, and that is the next to be given up.
-    fn check(&self, address: IpAddr) -> Result<(), Fault> {
-        self.check_use(address)?;
-        let asker = self.asker;
-        let kept = self.reserved.get(&address).filter(|r| r.is_kept_from(&asker.owner));
+    fn check(&mut self, asker: &Asker<'_>, address: IpAddr) -> Result<(), Fault> {
+        self.check_use(asker, address)?;
+        let kept = self.reserved.get(&address).copied().filter(|r| r.is_kept_from(&asker.owner));
         let Some(kept) = kept.filter(|_| !asker.by_admin && !asker.has.contains(&address)) else {
             return Ok(());
         };
         let next = match self.subnet(address) {
-            Some(IpNet::V4(net)) => self.free(net.hosts().map(IpAddr::V4), net.into()).ok(),
-            Some(IpNet::V6(net)) => self.free(net.hosts().skip(1).map(IpAddr::V6), net.into()).ok(),
+            Some(net) => self.free(asker, net).ok(),
             None => None,
         };
         if next == Some(address) {
@@ -122,7 +121,7 @@ impl<'a> Uses<'a> {
     }
 
     /// Whether a guest with the port's MAC may have an address that no other port has.
-    fn check_use(&self, address: IpAddr) -> Result<(), Fault> {
+    fn check_use(&self, asker: &Asker<'_>, address: IpAddr) -> Result<(), Fault> {
         let refuse = |reason: &str, why: String| {
             Err(Fault::new(Kind::InvalidArgument, reason, format!("{address} cannot be the guest's: {why}"))
                 .meta("address", address)
@@ -148,7 +147,7 @@ impl<'a> Uses<'a> {
                 return refuse("INVALID_ADDRESS", format!("it stands for the subnet {}", net.trunc()));
             }
         }
-        if let (IpAddr::V6(v6), Some(own)) = (address, self.network.formed_by(self.asker.mac))
+        if let (IpAddr::V6(v6), Some(own)) = (address, self.network.formed_by(asker.mac))
             && u128::from(v6) & EUI64_MASK == u128::from(own) & EUI64_MASK
             && v6 != own
         {
@@ -167,55 +166,77 @@ impl<'a> Uses<'a> {
     }
 
     /// An address that the port had before and may have again.
-    fn again(&self, before: Option<IpAddr>) -> Option<IpAddr> {
-        before.filter(|address| self.check_use(*address).is_ok())
+    fn again(&self, asker: &Asker<'_>, before: Option<IpAddr>) -> Option<IpAddr> {
+        before.filter(|address| self.check_use(asker, *address).is_ok())
     }
 
     /// Whether an address is nobody's, and set aside for nobody else.
-    fn is_unused(&self, address: IpAddr) -> bool {
-        let kept = self.reserved.get(&address).is_some_and(|r| r.is_kept_from(&self.asker.owner));
-        !kept && self.check_use(address).is_ok()
+    fn is_unused(&self, asker: &Asker<'_>, address: IpAddr) -> bool {
+        let kept = self.reserved.get(&address).is_some_and(|r| r.is_kept_from(&asker.owner));
+        !kept && self.check_use(asker, address).is_ok()
     }
 
-    fn ipv4(&self, asked: Option<Ipv4Addr>, own: Option<&Reservation>) -> Result<Option<Ipv4Addr>, Fault> {
+    fn ipv4(
+        &mut self,
+        asker: &Asker<'_>,
+        asked: Option<Ipv4Addr>,
+        own: Option<&Reservation>,
+    ) -> Result<Option<Ipv4Addr>, Fault> {
         if let Some(asked) = asked {
-            return self.check(asked.into()).map(|()| Some(asked));
+            return self.check(asker, asked.into()).map(|()| Some(asked));
         }
         let Some(net) = self.network.ipv4 else { return Ok(None) };
-        let address = match self.again(own.and_then(|r| r.ipv4).map(IpAddr::V4)) {
+        let address = match self.again(asker, own.and_then(|r| r.ipv4).map(IpAddr::V4)) {
             Some(before) => before,
-            None => self.free(net.hosts().map(IpAddr::V4), net.into())?,
+            None => self.free(asker, net.into())?,
         };
         Ok(v4(address))
     }
 
-    fn ipv6(&self, asked: Option<Ipv6Addr>, own: Option<&Reservation>) -> Result<Option<Ipv6Addr>, Fault> {
+    fn ipv6(
+        &mut self,
+        asker: &Asker<'_>,
+        asked: Option<Ipv6Addr>,
+        own: Option<&Reservation>,
+    ) -> Result<Option<Ipv6Addr>, Fault> {
         if let Some(asked) = asked {
-            return self.check(asked.into()).map(|()| Some(asked));
+            return self.check(asker, asked.into()).map(|()| Some(asked));
         }
         let Some(net) = self.network.ipv6 else { return Ok(None) };
-        let by_mac = IpAddr::V6(eui64(net, self.asker.mac));
-        let address = match self.again(own.and_then(|r| r.ipv6).map(IpAddr::V6)) {
-            _ if net.prefix_len() <= 64 && self.is_unused(by_mac) => by_mac,
+        let by_mac = IpAddr::V6(eui64(net, asker.mac));
+        let address = match self.again(asker, own.and_then(|r| r.ipv6).map(IpAddr::V6)) {
+            _ if net.prefix_len() <= 64 && self.is_unused(asker, by_mac) => by_mac,
             Some(before) => before,
-            None => self.free(net.hosts().skip(1).map(IpAddr::V6), net.into())?,
+            None => self.free(asker, net.into())?,
         };
         Ok(v6(address))
     }
 
-    /// The first free one of `candidates`, else one that is set aside for a port which is gone: the oldest of the same
-    /// owner, of the same user, of all.
-    fn free(&self, candidates: impl Iterator<Item = IpAddr>, of: IpNet) -> Result<IpAddr, Fault> {
-        let mut possible =
-            candidates.filter(|address| *address != of.addr() && !self.ports.contains_key(address));
-        if let Some(free) = possible.find(|address| !self.reserved.contains_key(address)) {
+    /// The first free one, else one that is set aside for a port which is gone: the oldest of the same owner, of the
+    /// same user, of all.
+    fn free(&mut self, asker: &Asker<'_>, of: IpNet) -> Result<IpAddr, Fault> {
+        let taken = |address: &IpAddr| {
+            *address == of.addr() || self.ports.contains_key(address) || self.reserved.contains_key(address)
+        };
+        let (passed, found) = match of {
+            IpNet::V4(net) => first(self.passed.0, net.hosts().skip(self.passed.0).map(IpAddr::V4), taken),
+            // The subnet's own address is every router's (RFC 4291, 2.6.1).
+            IpNet::V6(net) => {
+                first(self.passed.1, net.hosts().skip(1 + self.passed.1).map(IpAddr::V6), taken)
+            }
+        };
+        match of {
+            IpNet::V4(_) => self.passed.0 = passed,
+            IpNet::V6(_) => self.passed.1 = passed,
+        }
+        if let Some(free) = found {
             return Ok(free);
         }
         let unused = self
             .reserved
             .iter()
             .filter(|(address, _)| of.contains(*address) && !self.ports.contains_key(address));
-        let oldest = unused.min_by_key(|(_, r)| (self.asker.distance(r), r.order));
+        let oldest = unused.min_by_key(|(_, r)| (asker.distance(r), r.order));
         oldest.map(|(address, _)| *address).ok_or_else(|| {
             Fault::new(
                 Kind::ResourceExhausted,
@@ -239,21 +260,10 @@ pub fn addresses<'a>(
     others: impl Iterator<Item = &'a Port>,
     reservations: impl Iterator<Item = &'a Reservation> + Clone,
 ) -> Result<Addresses, Fault> {
-    let uses = Uses::new(network, asker, others, reservations.clone());
-    let own = reservations.clone().filter(|r| asker.had(r)).max_by_key(|r| r.order);
-    let ipv4 = uses.ipv4(spec.ipv4, own)?;
-    let ipv6 = uses.ipv6(spec.ipv6, own)?;
-    for address in &spec.extra {
-        uses.check(*address)?;
-    }
-    let chosen = |address: &IpAddr| {
-        let own = [ipv4.map(IpAddr::V4), ipv6.map(IpAddr::V6)];
-        own.contains(&Some(*address)) || spec.extra.contains(address)
-    };
-    let used = |r: &&Reservation| {
-        asker.had(r) || r.mac == Some(asker.mac) || r.addresses().any(|address| chosen(&address))
-    };
-    let mut given_up: Vec<_> = reservations.clone().filter(used).map(Reservation::key).collect();
+    let mut uses = Uses::new(network, others, reservations.clone());
+    let (ipv4, ipv6) = choose(&mut uses, asker, spec, reservations.clone())?;
+    let used = reservations.clone().filter(used_up(asker, spec, ipv4, ipv6));
+    let mut given_up: Vec<_> = used.map(Reservation::key).collect();
     let many = reservations.clone().count().saturating_sub(MOST_RESERVATIONS);
     if many > 0 {
         let mut by_age: Vec<_> = reservations.collect();
@@ -261,6 +271,94 @@ pub fn addresses<'a>(
         given_up.extend(by_age.into_iter().take(many).map(Reservation::key));
     }
     Ok(Addresses { ipv4, ipv6, given_up })
+}
+
+/// Decides the addresses of all ports of a network that gets a subnet, in their order: what they have they keep. What
+/// it costs grows with their number, not with its square.
+///
+/// # Errors
+/// As `addresses`.
+pub fn addresses_of_all<'a>(
+    network: &'a Network,
+    ports: impl Iterator<Item = &'a Port> + Clone,
+    reservations: impl Iterator<Item = &'a Reservation> + Clone,
+) -> Result<Vec<Addresses>, Fault> {
+    let mut uses = Uses::new(network, ports.clone(), reservations.clone());
+    let (mut of_name, mut of_mac) = (BTreeMap::<_, Vec<_>>::new(), BTreeMap::<_, Vec<_>>::new());
+    for reservation in reservations {
+        of_name.entry(&reservation.name).or_default().push(reservation);
+        of_mac.entry(reservation.mac).or_default().push(reservation);
+    }
+    let mut decided = Vec::new();
+    for port in ports {
+        let asker = Asker {
+            name: &port.name,
+            mac: port.mac,
+            owner: port.owner(),
+            by_admin: false,
+            has: port.addresses().collect(),
+        };
+        // As if it asked for what it has.
+        let mut spec = port.spec.clone();
+        (spec.ipv4, spec.ipv6) = (spec.ipv4.or(port.ipv4), spec.ipv6.or(port.ipv6));
+        for own in port.addresses() {
+            uses.ports.remove(&own);
+        }
+        let named = of_name.get(&port.name).into_iter().flatten().copied();
+        let (ipv4, ipv6) = choose(&mut uses, &asker, &spec, named.clone())?;
+        let chosen = [ipv4.map(IpAddr::V4), ipv6.map(IpAddr::V6)].into_iter().flatten();
+        let all: BTreeSet<IpAddr> = chosen.chain(spec.extra.iter().copied()).collect();
+        let with_mac = of_mac.get(&Some(port.mac)).into_iter().flatten().copied();
+        let there = all.iter().filter_map(|address| uses.reserved.get(address).copied());
+        let used = named.chain(with_mac).chain(there).filter(used_up(&asker, &spec, ipv4, ipv6));
+        let given_up: BTreeSet<_> = used.map(Reservation::key).collect();
+        uses.ports.extend(all.into_iter().map(|address| (address, port)));
+        decided.push(Addresses { ipv4, ipv6, given_up: given_up.into_iter().collect() });
+    }
+    Ok(decided)
+}
+
+/// The addresses of a port, of which `reservations` has at least those of its name.
+fn choose<'a>(
+    uses: &mut Uses<'_>,
+    asker: &Asker<'_>,
+    spec: &PortSpec,
+    reservations: impl Iterator<Item = &'a Reservation>,
+) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), Fault> {
+    let own = reservations.filter(|r| asker.had(r)).max_by_key(|r| r.order);
+    let ipv4 = uses.ipv4(asker, spec.ipv4, own)?;
+    let ipv6 = uses.ipv6(asker, spec.ipv6, own)?;
+    for address in &spec.extra {
+        uses.check(asker, *address)?;
+    }
+    Ok((ipv4, ipv6))
+}
+
+/// Whether a reservation is used up by a port with these addresses.
+fn used_up(
+    asker: &Asker<'_>,
+    spec: &PortSpec,
+    ipv4: Option<Ipv4Addr>,
+    ipv6: Option<Ipv6Addr>,
+) -> impl Fn(&&Reservation) -> bool {
+    let own = [ipv4.map(IpAddr::V4), ipv6.map(IpAddr::V6)];
+    let chosen = move |address: &IpAddr| own.contains(&Some(*address)) || spec.extra.contains(address);
+    move |r| asker.had(r) || r.mac == Some(asker.mac) || r.addresses().any(|address| chosen(&address))
+}
+
+/// The first of `candidates` that is not taken, and how many are passed over with those before them.
+fn first(
+    passed: usize,
+    mut candidates: impl Iterator<Item = IpAddr>,
+    taken: impl Fn(&IpAddr) -> bool,
+) -> (usize, Option<IpAddr>) {
+    let mut looked = 0;
+    let found = candidates.find(|address| {
+        looked += 1;
+        !taken(address)
+    });
+    // The one that is found may still be refused.
+    (passed + looked - usize::from(found.is_some()), found)
 }
 
 /// Checks what is not an address: names that guests call each other by. In DNS a port has its host name and its own.

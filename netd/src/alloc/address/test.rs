@@ -266,3 +266,36 @@ proptest! {
         }
     }
 }
+
+/// All at once is as one after the other, and what it costs grows with the number of ports alone.
+#[test]
+fn all_ports_of_a_network_get_addresses_at_once() {
+    use std::cell::Cell;
+    let network = network(Some("10.1.0.1/16"), Some("fd00::1/64"));
+    let mut ports: Vec<Port> =
+        (0..1000).map(|n| port(&format!("p{n:04}"), None, asks(None, None, &[]))).collect();
+    ports[10].ipv4 = Some([10, 1, 0, 3].into());
+    ports[20].spec.extra = [[10, 1, 200, 7].into(), [10, 1, 200, 9].into()].into();
+    let reserved: Vec<_> = (0..500)
+        .map(|n| reservation(&format!("p{:04}", 3 * n), &format!("10.1.{}.{}", n % 7, n % 250 + 2), n))
+        .collect();
+    let looks = Cell::new(0);
+    let count = || looks.set(looks.get() + 1);
+    let (all, kept) = (ports.iter().inspect(|_| count()), reserved.iter().inspect(|_| count()));
+    let decided = addresses_of_all(&network, all, kept).unwrap();
+    assert!(looks.get() <= 2 * (ports.len() + reserved.len()), "{}", looks.get());
+
+    let mut one_by_one = ports.clone();
+    for at in 0..ports.len() {
+        let asked = &ports[at];
+        let mut spec = asked.spec.clone();
+        spec.ipv4 = spec.ipv4.or(asked.ipv4);
+        let others: Vec<_> = one_by_one.iter().filter(|other| other.name != asked.name).cloned().collect();
+        let has = asked.addresses().collect();
+        let asker = Asker { name: &asked.name, mac: asked.mac, owner: asked.owner(), by_admin: false, has };
+        let mut chosen = addresses(&network, &asker, &spec, others.iter(), reserved.iter()).unwrap();
+        (one_by_one[at].ipv4, one_by_one[at].ipv6) = (chosen.ipv4, chosen.ipv6);
+        chosen.given_up.sort();
+        assert_eq!(decided[at], chosen, "{}", asked.name);
+    }
+}

@@ -4,9 +4,10 @@ use super::NetworkView;
 use crate::{
     alloc,
     kernel::{Kernel, Observed, Scope},
-    model::{Domain, IfName, Network, NetworkSpec, Port, Reservation, ServicesSpec},
+    model::{Domain, IfName, Network, NetworkSpec, Port, Reservation, ServicesSpec, reservation_id},
     reconciler::{
-        NETWORK, PORT, Reconciler, Writer, check_generation, converge::ports_of, events, not_converged,
+        NETWORK, PORT, RESERVATION, Reconciler, Writer, check_generation, converge::ports_of, events,
+        not_converged,
     },
 };
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -16,7 +17,10 @@ use shared::{
     store::Op,
     time::Timestamp,
 };
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 /// What is to be changed of a network; `None` stays as it is.
 #[derive(Clone, Debug, Default)]
@@ -80,6 +84,8 @@ impl NetworkChange {
 struct Records {
     network: Network,
     ports: Vec<Port>,
+    /// Reservations that the ports use up.
+    given_up: Vec<Reservation>,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -108,13 +114,13 @@ impl<K: Kernel> Reconciler<K> {
             return self.network(name);
         }
         let ports = ports_of(&self.read().desired, name).cloned().collect();
-        let old = Records { network, ports };
+        let old = Records { network, ports, given_up: Vec::new() };
         let observed = self.0.kernel.observe(&Scope::Host).await?;
         let mut new = self.decide_change(&old, spec, &observed)?;
         new.network.labels = labels;
-        self.put_records(&new).await?;
+        self.put_records(&new, &[]).await?;
         if let Err(fault) = self.turn_network(&new, &mut writer).await {
-            self.put_records(&old).await?;
+            self.put_records(&old, &new.given_up).await?;
             if let Err(undo) = self.turn_network(&old, &mut writer).await {
                 tracing::error!(network = %name, error = undo.chain(), "cannot undo a failed change");
                 self.publish(old.network.resource(), Err(undo));
@@ -170,33 +176,28 @@ impl<K: Kernel> Reconciler<K> {
         if (new.network.ipv4, new.network.ipv6) == (network.ipv4, network.ipv6) {
             return Ok(new);
         }
-        let reserved: Vec<_> = records.desired.reservations_of(&network.name).collect();
-        for at in 0..new.ports.len() {
-            let reserved: &[&Reservation] = &reserved;
-            let port = &new.ports[at];
-            // What it has it keeps, as if it were asked for.
-            let mut asks = port.spec.clone();
-            (asks.ipv4, asks.ipv6) = (asks.ipv4.or(port.ipv4), asks.ipv6.or(port.ipv6));
-            let others = new.ports.iter().filter(|other| other.name != port.name);
-            let asker = alloc::Asker {
-                name: &port.name,
-                mac: port.mac,
-                owner: port.owner(),
-                by_admin: false,
-                has: port.addresses().collect(),
-            };
-            let chosen = alloc::addresses(&new.network, &asker, &asks, others, reserved.iter().copied())?;
-            (new.ports[at].ipv4, new.ports[at].ipv6) = (chosen.ipv4, chosen.ipv6);
+        let reserved = || records.desired.reservations_of(&network.name);
+        let decided = alloc::addresses_of_all(&new.network, old.ports.iter(), reserved())?;
+        let given_up: BTreeSet<_> = decided.iter().flat_map(|chosen| &chosen.given_up).cloned().collect();
+        for (port, chosen) in new.ports.iter_mut().zip(decided) {
+            (port.ipv4, port.ipv6) = (chosen.ipv4, chosen.ipv6);
         }
+        new.given_up = reserved().filter(|r| given_up.contains(&r.key())).cloned().collect();
         Ok(new)
     }
 
-    /// Records a network and its ports in one commit.
-    async fn put_records(&self, new: &Records) -> Result<(), Fault> {
+    /// Records a network and its ports in one commit, and that these reservations are there again.
+    async fn put_records(&self, new: &Records, back: &[Reservation]) -> Result<(), Fault> {
         let network = &new.network;
         let mut ops = vec![Op::put(NETWORK, network.name.to_string(), network)?];
         for port in &new.ports {
             ops.push(Op::put(PORT, port.resource(), port)?);
+        }
+        for gone in &new.given_up {
+            ops.push(Op::delete(RESERVATION, reservation_id(&gone.key())));
+        }
+        for reservation in back {
+            ops.push(Op::put(RESERVATION, reservation_id(&reservation.key()), reservation)?);
         }
         let news = {
             let before = &self.read().desired;
@@ -210,6 +211,10 @@ impl<K: Kernel> Reconciler<K> {
         for port in &new.ports {
             records.desired.ports.insert(port.key(), port.clone());
         }
+        for gone in &new.given_up {
+            records.desired.reservations.remove(&gone.key());
+        }
+        records.desired.reservations.extend(back.iter().map(|back| (back.key(), back.clone())));
         Ok(())
     }
 

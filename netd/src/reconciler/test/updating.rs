@@ -244,6 +244,85 @@ fn what_guests_would_lose_is_refused_and_changes_nothing() {
     assert_eq!((kernel.picture(), process.disk()), (before, disk));
 }
 
+fn plain() -> PortSpec {
+    PortSpec { rate_in: None, rate_out: None, ..port("lan", "p0").spec }
+}
+
+#[test]
+fn a_network_of_1000_ports_changes_with_a_few_steps_of_the_kernel() {
+    let (dir, kernel, process) = fixture();
+    let ipv4 = Some("10.1.0.1/16".parse().unwrap());
+    process.create(&network("lan", NetworkSpec { ipv4, ..spec(Mode::Nat) })).unwrap();
+    let first = process.create_port(&NewPort { spec: plain(), ..port("lan", "p0") }).unwrap().port;
+    drop(process);
+    // The others are recorded only: to make each of them takes longer than what is looked at here.
+    let others = (1..1000_u16).map(|n| {
+        let [high, low] = (n + 2).to_be_bytes();
+        let port = Port {
+            name: name(&format!("p{n}")),
+            uid: uuid::Uuid::new_v4(),
+            mac: Mac::derived(&format!("p{n}"), 0),
+            ipv4: Some([10, 1, high, low].into()),
+            tap: link(&format!("kvp-p{n}")),
+            ..first.clone()
+        };
+        Op::put(PORT, port.resource(), &port).unwrap()
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(reopen(dir.path()).commit(others.collect())).unwrap();
+    let process = Process::start(dir.path(), &kernel);
+    let steps_of = |change| {
+        kernel.heal();
+        grow(&process, change).unwrap();
+        (kernel.steps(), kernel.applied().len())
+    };
+    // The taps stay as they are; the rules change in one transaction.
+    let (steps, applied) = steps_of(NetworkChange { mtu: None, ..bigger() });
+    println!("a subnet for 1000 ports: {steps} steps, {applied} actions");
+    assert!(steps < 30, "{steps}");
+    // Each has to change.
+    let (steps, applied) = steps_of(NetworkChange { mtu: Some(Some(1300)), ..NetworkChange::default() });
+    println!("an MTU for 1000 ports: {steps} steps, {applied} actions");
+    assert!((1000..1030).contains(&steps), "{steps}");
+    process.assert_converged();
+    let ports = process.netd().ports(Some(&name("lan")), None, usize::MAX).unwrap();
+    let addresses: BTreeSet<_> = ports.iter().flat_map(|view| view.port.addresses()).collect();
+    assert_eq!(addresses.len(), 2000);
+}
+
+#[test]
+fn what_is_set_aside_and_used_up_by_a_change_of_a_network_is_set_aside_no_more() {
+    let subnet =
+        NetworkChange { ipv4: Some(Some("10.1.0.1/30".parse().unwrap())), ..NetworkChange::default() };
+    for fails in [true, false] {
+        let (dir, kernel, process) = fixture();
+        process.create(&network("lan", spec(Mode::Isolated))).unwrap();
+        let mut first = port("lan", "a");
+        first.spec.ipv4 = Some([10, 1, 0, 2].into());
+        process.create_port(&first).unwrap();
+        process.create_port(&port("lan", "b")).unwrap();
+        process.delete_port("lan", "a").unwrap();
+        let set_aside = |process: &Process| process.netd().read().desired.reservations.clone();
+        let before = set_aside(&process);
+        assert_eq!(before.len(), 1);
+        if fails {
+            kernel.fail_at(1, Effect::None);
+            grow(&process, subnet.clone()).unwrap_err();
+            assert_eq!(set_aside(&process), before);
+        } else {
+            // The one address that is left.
+            grow(&process, subnet.clone()).unwrap();
+            let b = process.netd().port(&name("lan"), &name("b")).unwrap().port;
+            assert_eq!(b.ipv4.unwrap().to_string(), "10.1.0.2");
+            assert_eq!(set_aside(&process).len(), 0);
+        }
+        drop(process);
+        let process = Process::start(dir.path(), &kernel);
+        assert_eq!(set_aside(&process).len(), usize::from(fails));
+        process.assert_converged();
+    }
+}
+
 #[test]
 fn a_create_that_fails_leaves_what_is_set_aside_as_it_was() {
     let (_dir, kernel, process) = with_ports();
