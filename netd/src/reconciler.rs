@@ -439,6 +439,13 @@ fn check_generation(what: &str, asked: Option<i64>, is: i64) -> Result<(), Fault
         .hint("look at it again, then repeat the change"))
 }
 
+/// The error of a create whose name is that of an object whose delete has just failed once more.
+fn still_there(what: &str, fault: &Fault) -> Fault {
+    Fault::new(Kind::Aborted, "DELETING", format!("{what} of that name is being deleted, which failed again"))
+        .cause(fault)
+        .hint("mend what is named as the reason, then try again; netd tries each 30 s, too")
+}
+
 /// The error of a plan that is not empty after it was carried out.
 fn not_converged(resource: &str, first: &Action) -> Fault {
     Fault::new(

@@ -2,6 +2,7 @@
 
 use super::{
     Reconciler, Writer, events, flows::taken_out, network::network_not_found, not_converged, port::scope,
+    still_there,
 };
 use crate::{
     alloc,
@@ -110,7 +111,11 @@ impl<K: Kernel> Reconciler<K> {
         }
         let key = (new.network.clone(), new.name.clone());
         if let Ok(existing) = self.forward(&key) {
-            return same_or_taken(existing, &new);
+            if !existing.forward.deleting {
+                return same_or_taken(existing, &new);
+            }
+            let finished = self.lower_forward(&existing.forward, &mut writer).await;
+            finished.map_err(|fault| still_there("a forward", &fault))?;
         }
         self.check(&new, &network).await?;
         let now = Timestamp::now();
@@ -314,10 +319,6 @@ fn forward_not_found((network, name): &ForwardKey) -> Fault {
 
 fn same_or_taken(existing: ForwardView, new: &NewForward) -> Result<ForwardView, Fault> {
     let forward = &existing.forward;
-    if forward.deleting {
-        let what = "a forward of that name is being deleted";
-        return Err(Fault::new(Kind::Aborted, "DELETING", what).hint("try again"));
-    }
     if forward.spec == new.spec && forward.labels == new.labels {
         return Ok(existing);
     }

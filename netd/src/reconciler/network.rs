@@ -4,7 +4,7 @@ mod update;
 
 pub use update::{NetworkChange, ServicesChange};
 
-use super::{NetworkView, Reconciler, converge::ports_of, not_converged};
+use super::{NetworkView, Reconciler, converge::ports_of, not_converged, still_there};
 use crate::{
     alloc,
     kernel::{Kernel, Observed, Scope},
@@ -130,7 +130,16 @@ impl<K: Kernel> Reconciler<K> {
     ) -> Result<NetworkView, Fault> {
         let mut writer = self.lock().await;
         if let Ok(existing) = self.network(&new.name) {
-            return same_or_taken(existing, &new);
+            if !existing.network.deleting {
+                return same_or_taken(existing, &new);
+            }
+            if validate_only {
+                let message = "a network of that name is being deleted";
+                return Err(Fault::new(Kind::Aborted, "DELETING", message).hint("try again"));
+            }
+            let keys = self.port_keys_of(&new.name);
+            let finished = self.lower(std::slice::from_ref(&new.name), &keys, &mut writer).await;
+            finished.map_err(|fault| still_there("a network", &fault))?;
         }
         self.0.store.check_broken(super::NETWORK, new.name.as_str())?;
         let observed = self.0.kernel.observe(&Scope::All).await?;
@@ -285,10 +294,6 @@ pub fn network_not_found(name: &Name) -> Fault {
 }
 
 fn same_or_taken(existing: NetworkView, new: &NewNetwork) -> Result<NetworkView, Fault> {
-    if existing.network.deleting {
-        return Err(Fault::new(Kind::Aborted, "DELETING", "a network of that name is being deleted")
-            .hint("try again"));
-    }
     if existing.network.spec == new.spec && existing.network.labels == new.labels {
         return Ok(existing);
     }

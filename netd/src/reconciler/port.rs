@@ -5,7 +5,9 @@ mod update;
 
 pub use update::PortChange;
 
-use super::{PortView, Reconciler, converge::ports_of, events, network::network_not_found, not_converged};
+use super::{
+    PortView, Reconciler, converge::ports_of, events, network::network_not_found, not_converged, still_there,
+};
 use crate::{
     alloc,
     kernel::{Element, Kernel, Observed, Scope},
@@ -103,7 +105,11 @@ impl<K: Kernel> Reconciler<K> {
         }
         let key = (new.network.clone(), new.name.clone());
         if let Ok(existing) = self.port(&new.network, &new.name) {
-            return same_or_taken(existing, &new);
+            if !existing.port.deleting {
+                return same_or_taken(existing, &new);
+            }
+            let finished = self.lower_port(&existing.port, &mut writer).await;
+            finished.map_err(|fault| still_there("a port", &fault))?;
         }
         self.check_quota(&new.quota, &new.spec, (&new.owner, &key), None)?;
         let (port, observed, given_up) = self.decide(new, &network).await?;
@@ -404,11 +410,6 @@ fn port_not_found(network: &Name, name: &Name) -> Fault {
 
 fn same_or_taken(existing: PortView, new: &NewPort) -> Result<PortView, Fault> {
     let port = &existing.port;
-    if port.deleting {
-        return Err(
-            Fault::new(Kind::Aborted, "DELETING", "a port of that name is being deleted").hint("try again")
-        );
-    }
     let same = port.spec == new.spec && port.labels == new.labels && port.owner().is(&new.owner);
     if same {
         return Ok(existing);
