@@ -6,6 +6,7 @@ mod events;
 mod forward;
 mod group;
 mod network;
+mod port;
 mod vm;
 
 pub use capture::CapturePort;
@@ -13,7 +14,8 @@ pub use diagnose::{Why, WhyProtocol};
 pub use events::Events;
 pub use forward::{AddForward, ForwardCommand, ForwardName, Protocol};
 pub use group::{AddRule, CreateGroup, Default, Direction, GroupCommand, GroupName, IpProtocol, RuleCommand};
-pub use network::{CreatePort, Mode, NetworkCommand, OnOff, PortCommand, UpdateNetwork, UpdatePort};
+pub use network::{CreateNetwork, Mode, NetworkCommand, OnOff, UpdateNetwork};
+pub use port::{CreatePort, PortCommand, PortName, UpdatePort};
 pub use vm::{CreateVm, Goal, VmCommand, VmName, VncChoice};
 
 use crate::{

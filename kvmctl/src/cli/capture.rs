@@ -1,6 +1,6 @@
 //! `kvmctl port capture`.
 
-use super::network::PortName;
+use super::PortName;
 use crate::parse;
 use clap::{Args, ValueHint};
 use std::{path::PathBuf, time::Duration};
