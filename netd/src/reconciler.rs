@@ -24,7 +24,7 @@ mod test;
 mod unreadable;
 
 use crate::{
-    kernel::{Action, Elements, Kernel, Observed, Scope, Traffic},
+    kernel::{Action, Elements, FLOWS_DROPPED, Kernel, Observed, Scope, Traffic},
     model::{
         Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
         reservation_id,
@@ -279,7 +279,22 @@ impl<K: Kernel> Reconciler<K> {
     /// # Errors
     /// INTERNAL if nft cannot be read.
     pub async fn traffic(&self) -> Result<Arc<Traffic>, Fault> {
-        self.0.traffic.share(self.0.kernel.traffic()).await
+        self.0.traffic.share(self.look_at_traffic()).await
+    }
+
+    async fn look_at_traffic(&self) -> Result<Traffic, Fault> {
+        let mut traffic = self.0.kernel.traffic().await?;
+        if !traffic.flows.is_empty() {
+            let records = self.read();
+            for port in records.desired.ports.values() {
+                let Some(network) = records.desired.networks.get(&port.network) else { continue };
+                if let Some(packets) = traffic.flows.get(&(network.bridge.clone(), port.mac)) {
+                    let drops = &mut traffic.taps.entry(port.tap.clone()).or_default().drops;
+                    drops.insert(FLOWS_DROPPED.1.to_owned(), *packets);
+                }
+            }
+        }
+        Ok(traffic)
     }
 
     /// Numbers of networks and ports.

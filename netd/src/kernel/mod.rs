@@ -30,7 +30,7 @@ pub use action::Action;
 pub use allow::{Allow, Allowed, Peer, Place, With};
 pub use inspect::{Inspect, Inspection, Refusal, RouteAnswer, RouteQuery, Save};
 pub use linux::LinuxKernel;
-pub use ruleset::TABLE;
+pub use ruleset::{FLOWS_DROPPED, FLOWS_LIMIT, TABLE};
 pub use shape::Bucket;
 pub use socket::Listener;
 pub use trace::{TRACE_TABLE, TraceFlow};
@@ -271,6 +271,8 @@ pub enum Element {
 pub struct Traffic {
     /// Taps without any are left out.
     pub taps: BTreeMap<IfName, TapTraffic>,
+    /// Packets that were dropped since the guest had begun too many flows, by its bridge and MAC.
+    pub flows: BTreeMap<(IfName, Mac), u64>,
 }
 
 /// What one guest's frames have left behind.

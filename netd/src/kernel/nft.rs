@@ -64,8 +64,11 @@ pub async fn apply_text(text: &str) -> Result<(), Fault> {
 /// INTERNAL with nft's own words.
 #[tracing::instrument(level = "info", skip_all)]
 pub async fn traffic() -> Result<Traffic, Fault> {
-    let listing = list(word(NfFamily::Bridge), TABLE).await?;
-    Ok(listing.as_ref().map(ruleset::traffic).unwrap_or_default())
+    let set = ["-j", "list", "set", word(NfFamily::INet), TABLE, ruleset::FLOWS_DROPPED.0];
+    let (bridge, flows) = tokio::join!(list(word(NfFamily::Bridge), TABLE), listed(&set));
+    let mut traffic = bridge?.as_ref().map(ruleset::traffic).unwrap_or_default();
+    traffic.flows = flows?.as_ref().map(ruleset::flows_dropped).unwrap_or_default();
+    Ok(traffic)
 }
 
 /// Reads both tables.
@@ -99,7 +102,11 @@ pub async fn read() -> Result<Tables, Fault> {
 /// # Errors
 /// INTERNAL with nft's own words.
 pub async fn list(family: &str, table: &str) -> Result<Option<Value>, Fault> {
-    match run(&["-j", "list", "table", family, table], &[]).await {
+    listed(&["-j", "list", "table", family, table]).await
+}
+
+async fn listed(arguments: &[&str]) -> Result<Option<Value>, Fault> {
+    match run(arguments, &[]).await {
         Ok(text) => serde_json::from_slice(&text)
             .map(Some)
             .map_err(|e| Fault::internal("nft printed something that is not JSON").cause(&e)),

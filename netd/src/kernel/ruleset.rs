@@ -17,7 +17,8 @@ use serde_json::Value;
 use sets::{element, fields, filled_by_traffic, members};
 use std::collections::BTreeSet;
 
-pub use traffic::traffic;
+pub use sets::{FLOWS_DROPPED, FLOWS_LIMIT};
+pub use traffic::{flows_dropped, traffic};
 
 /// Name of both tables.
 pub const TABLE: &str = "kvmctl";

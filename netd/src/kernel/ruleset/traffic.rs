@@ -7,7 +7,8 @@ use super::{
 };
 use crate::model::IfName;
 use serde_json::Value;
-use std::net::IpAddr;
+use shared::mac::Mac;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// Reads a listing of the bridge table.
 #[must_use]
@@ -31,6 +32,21 @@ pub fn traffic(listing: &Value) -> Traffic {
         }
     }
     traffic
+}
+
+/// Reads a listing of the set of packets that were dropped for flows too many.
+#[must_use]
+pub fn flows_dropped(listing: &Value) -> BTreeMap<(IfName, Mac), u64> {
+    let sets = listing.pointer("/nftables").and_then(Value::as_array).into_iter().flatten();
+    let members = sets.filter_map(|set| set.pointer("/set/elem").and_then(Value::as_array)).flatten();
+    members
+        .filter_map(|member| {
+            let packets = member.pointer("/elem/counter/packets")?.as_u64()?;
+            let parts = key(member).pointer("/concat")?.as_array()?;
+            let mac = parts.get(1)?.as_str()?.parse().ok()?;
+            Some(((parts.first()?.as_str()?.parse().ok()?, mac), packets))
+        })
+        .collect()
 }
 
 /// Commands that put it back into new tables, in nft's own language, for the taps that are still there.
