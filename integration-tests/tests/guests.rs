@@ -371,6 +371,67 @@ fn demand(pid: u64) -> f64 {
 }
 
 #[test]
+fn ports_of_machines_that_vmd_has_no_record_of_are_named_and_stay() {
+    let mut host = TestHost::with_vmd();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24 --dhcp off");
+    host.ok("vm create web --network n");
+    host.ok("vm start web");
+    // Somebody else's is none of vmd's.
+    host.port("n", "other");
+    let warnings = |host: &TestHost| host.ok_json("host show")["vmd"]["warnings"].to_string();
+    assert!(!warnings(&host).contains("networks/n/ports"), "{}", warnings(&host));
+    let pid = vm(&host, "web")["status"]["pid"].clone();
+    host.kill_vmd();
+    let (state, aside) = (host.path("vmd-state"), host.path("aside"));
+    std::fs::rename(&state, &aside).expect("rename");
+    host.netns.sh(&format!("install -d -m 700 -o {VMD_UID} -g {VMD_UID} {state}"));
+    host.start_vmd();
+    let named = warnings(&host);
+    assert!(
+        named.contains("networks/n/ports/web-0") && named.contains("kvmctl port delete n web-0"),
+        "{named}"
+    );
+    assert!(!named.contains("ports/other"), "{named}");
+    assert_eq!(host.ok_json("port show n web-0")["status"]["attached"], true);
+    host.kill_vmd();
+    std::fs::remove_dir_all(&state).expect("remove");
+    std::fs::rename(&aside, &state).expect("rename");
+    host.start_vmd();
+    assert_eq!(vm(&host, "web")["status"]["pid"], pid, "adopted");
+    assert!(!warnings(&host).contains("networks/n/ports"), "{}", warnings(&host));
+}
+
+#[test]
+fn a_tap_that_was_deleted_while_vmd_was_away_is_told_as_soon_as_it_is_back() {
+    let mut host = TestHost::with_vmd();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24 --dhcp off");
+    for name in ["web", "whole"] {
+        host.ok(&format!("vm create {name} --network n"));
+        host.ok(&format!("vm start {name}"));
+    }
+    let pids = ["web", "whole"].map(|name| vm(&host, name)["status"]["pid"].clone());
+    let tap = vm(&host, "web")["status"]["nics"][0]["interface"].as_str().expect("tap").to_owned();
+    host.kill_vmd();
+    let index = || host.netns.json(&format!("ip -j link show {tap}"))[0]["ifindex"].clone();
+    let before = index();
+    host.netns.sh(&format!("ip link delete {tap}"));
+    wait::until("another tap of that name", || {
+        (host.netns.succeeds(&format!("ip link show {tap}")) && index() != before).then_some(())
+    });
+    host.start_vmd();
+    wait::until("the machine to say so", || {
+        vm(&host, "web")["status"]["warnings"].to_string().contains(&tap).then_some(())
+    });
+    let whole = vm(&host, "whole");
+    assert!(!whole["status"]["warnings"].to_string().contains("was deleted under"), "{whole}");
+    assert_eq!(["web", "whole"].map(|name| vm(&host, name)["status"]["pid"].clone()), pids, "adopted");
+    host.ok("vm stop web --force");
+    host.ok("vm start web");
+    let web = vm(&host, "web");
+    assert!(!web["status"]["warnings"].to_string().contains(&tap), "{web}");
+}
+
+#[test]
 fn a_guest_whose_tap_was_deleted_costs_no_time_and_gets_its_network_back_by_a_restart() {
     let host = TestHost::with_vmd();
     host.ok("network create n --mode nat --ipv4 10.60.0.1/24");

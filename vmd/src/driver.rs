@@ -339,7 +339,7 @@ impl<P: Ports> Driver<'_, P> {
     }
 
     fn hold(&mut self, live: Live) {
-        self.taps = Taps::of(&live.run.interfaces);
+        self.taps = Taps::of(&live.run);
         self.status.run = Some(live.run);
         self.status.vnc_address = live.vnc_address;
         self.status.adopted = live.adopted;

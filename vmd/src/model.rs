@@ -284,6 +284,10 @@ pub struct Run {
     pub cpu_model: String,
     /// The tap of each NIC, in the order of the spec.
     pub interfaces: Vec<String>,
+    /// The kernel's number of each of them, as QEMU got it: another tap of the same name has another one. Empty if an
+    /// earlier vmd recorded the run.
+    #[serde(default)]
+    pub indices: Vec<Option<u32>>,
     /// The addresses of each NIC, in the order of the spec; empty if an earlier vmd recorded the run.
     #[serde(default)]
     pub addresses: Vec<Addresses>,
@@ -449,6 +453,7 @@ pub(crate) fn test_run() -> Run {
         accelerator: Accelerator::Tcg,
         cpu_model: "max".into(),
         interfaces: vec![],
+        indices: vec![],
         addresses: vec![],
         warnings: vec![],
         containment: vec![],
@@ -474,7 +479,7 @@ mod test {
             "cpu_model": "max", "interfaces": ["tap0"], "warnings": [],
         });
         let run = from_value::<Run>(run).unwrap();
-        assert_eq!((run.addresses, run.containment), (vec![], vec![]));
+        assert_eq!((run.addresses, run.containment, run.indices), (vec![], vec![], vec![]));
     }
 
     #[test]

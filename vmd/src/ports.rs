@@ -53,6 +53,8 @@ pub trait Ports: Clone + Send + Sync + 'static {
     fn create(&self, port: &PortRequest) -> impl Future<Output = Result<Port, Fault>> + Send;
     /// Deletes a port, if its uid is still `uid`; `None`: whatever its uid. One that is not there is fine.
     fn delete(&self, resource: &str, uid: Option<&str>) -> impl Future<Output = Result<(), Fault>> + Send;
+    /// The resource names of all ports that a vmd of this user made.
+    fn own(&self) -> impl Future<Output = Result<Vec<String>, Fault>> + Send;
 }
 
 /// The name of a machine's port: `MACHINE-INDEX`, cut and marked with a hash where that is too long.

@@ -263,6 +263,7 @@ async fn steps<P: Ports>(
         accelerator: choice.accelerator,
         cpu_model,
         addresses: ports.iter().map(|port| port.addresses).collect(),
+        indices: ports.iter().map(|port| tap::index(&port.interface)).collect(),
         interfaces: ports.into_iter().map(|port| port.interface).collect(),
         warnings: choice.warning.into_iter().collect(),
         containment: confined.findings,

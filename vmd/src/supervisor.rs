@@ -15,7 +15,7 @@ use crate::{
     driver::{Handle, Initial, Verb},
     jail::{Finding, groups::Groups, host::Jail},
     model::{Accelerator, KIND_RUN, KIND_VM, LastExit, Record, Run, Spec, Vm},
-    ports::{Ports, Releases},
+    ports::{KIND_PORT, PortRecord, Ports, Releases},
     qemu::{files, host::Host},
     start::Context,
 };
@@ -37,6 +37,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, Span};
@@ -61,6 +62,9 @@ struct Inner<P> {
     tasks: TaskTracker,
     epoch: i64,
 }
+
+/// How long the host's status waits for netd.
+const NETDS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a client asks to be recorded.
 #[derive(Clone, Debug)]
@@ -360,6 +364,30 @@ impl<P: Ports> Supervisor<P> {
         let accelerator =
             self.0.context.host.accelerator().map_or(Accelerator::Tcg, |choice| choice.accelerator);
         self.0.context.jail.findings_for(accelerator).await
+    }
+
+    /// What an operator should know about ports that a vmd of this user made and this one has no record of. Nobody
+    /// deletes them: a vmd with another state may have. Nothing if netd does not answer.
+    pub async fn strays(&self) -> Vec<String> {
+        let context = &self.0.context;
+        // A netd that hangs is no reason for this host's status to.
+        let Ok(Ok(own)) = tokio::time::timeout(NETDS_PATIENCE, context.ports.own()).await else {
+            return Vec::new();
+        };
+        // After netd's answer: what it has was recorded before it was made.
+        let Ok(known) = context.store.load::<PortRecord>(KIND_PORT).await else { return Vec::new() };
+        let recorded = known.records.into_iter().map(|(resource, _)| resource);
+        let known: BTreeSet<_> = recorded.chain(known.broken.into_iter().map(|broken| broken.id)).collect();
+        let strays = own.into_iter().filter(|resource| !known.contains(resource));
+        strays
+            .map(|resource| {
+                let words: Vec<_> = resource.split('/').collect();
+                let (network, name) = (words.get(1).unwrap_or(&""), words.get(3).unwrap_or(&""));
+                format!(
+                    "netd's port `{resource}` was made for a machine that this vmd has no record of: start vmd with the --state-dir that has, or, if its QEMU is gone, `kvmctl port delete {network} {name}`"
+                )
+            })
+            .collect()
     }
 
     /// Why changes cannot be made, if they cannot. It may wait for the file system.

@@ -289,6 +289,7 @@ async fn a_run_that_ended_without_vmd_is_recorded_as_that() {
             warnings: vec![],
             images: vec![],
             qemu_file: None,
+            indices: vec![],
         };
         ops.push(Op::put(KIND_RUN, name, &run).expect("op"));
     }

@@ -4,24 +4,20 @@
 //! turn over the dead one for ever, with all of a processor.
 
 use super::{Driver, ops::Op};
-use crate::ports::Ports;
-use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
+use crate::{model::Run, ports::Ports, qemu::tap::index};
 
 /// The taps of a run, in the order of its NICs, each with its number while that is QEMU's.
 #[derive(Debug, Default)]
 pub(super) struct Taps(Vec<(String, Option<u32>)>);
 
 impl Taps {
-    /// As they are now.
-    pub(super) fn of(interfaces: &[String]) -> Self {
-        Self(interfaces.iter().map(|name| (name.clone(), index(name))).collect())
+    /// As QEMU got them: one may have been deleted while there was no vmd. Of a run that an earlier vmd recorded that
+    /// is not known, and they count from now on.
+    pub(super) fn of(run: &Run) -> Self {
+        let recorded = |nic: usize| run.indices.get(nic).copied();
+        let taps = run.interfaces.iter().enumerate();
+        Self(taps.map(|(nic, name)| (name.clone(), recorded(nic).unwrap_or_else(|| index(name)))).collect())
     }
-}
-
-/// The kernel's number of an interface; `None` if there is none of that name.
-fn index(name: &str) -> Option<u32> {
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
-    name_to_index(socket, name).ok()
 }
 
 impl<P: Ports> Driver<'_, P> {

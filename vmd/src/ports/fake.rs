@@ -121,4 +121,8 @@ impl Ports for FakePorts {
         }
         Ok(())
     }
+
+    async fn own(&self) -> Result<Vec<String>, Fault> {
+        Ok(self.up()?.ports.keys().cloned().collect())
+    }
 }

@@ -3,8 +3,8 @@
 use super::{Port, PortRequest, Ports};
 use crate::model::{Addresses, PortOptions, Rate};
 use proto::netd::v1::{
-    CreatePortRequest, DeletePortRequest, GetNetworkRequest, ObjectState, Port as WirePort, PortFilter,
-    PortSpec, Rate as WireRate, network_service_client::NetworkServiceClient,
+    CreatePortRequest, DeletePortRequest, GetNetworkRequest, ListPortsRequest, ObjectState, Port as WirePort,
+    PortFilter, PortSpec, Rate as WireRate, network_service_client::NetworkServiceClient,
     port_service_client::PortServiceClient,
 };
 use shared::{
@@ -21,6 +21,9 @@ use tonic::{Request, Response, Status, service::interceptor::InterceptedService,
 const DEADLINE: Duration = Duration::from_secs(5);
 /// What netd is told: later than our own, which has the better words.
 const TOLD_DEADLINE: Duration = Duration::from_secs(6);
+
+/// Label of a port with the machine that it is for.
+const LABEL: &str = "vm";
 
 type Netd = InterceptedService<Channel, Inject>;
 
@@ -150,7 +153,7 @@ impl Ports for NetdPorts {
     async fn create(&self, port: &PortRequest) -> Result<Port, Fault> {
         let wanted = WirePort {
             name: port.resource.clone(),
-            labels: HashMap::from([("vm".to_owned(), format!("{}/{}", crate::convert::VMS, port.vm))]),
+            labels: HashMap::from([(LABEL.to_owned(), format!("{}/{}", crate::convert::VMS, port.vm))]),
             spec: Some(spec(port)),
             ..Default::default()
         };
@@ -189,6 +192,29 @@ impl Ports for NetdPorts {
             Ok(_) => Ok(()),
             Err(fault) if fault.kind() == Kind::NotFound => Ok(()),
             Err(fault) => Err(fault.context(format!("cannot delete port `{resource}`"))),
+        }
+    }
+
+    async fn own(&self) -> Result<Vec<String>, Fault> {
+        let user = rustix::process::geteuid().as_raw();
+        let (mut own, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let message = ListPortsRequest {
+                parent: format!("{}/-", crate::convert::NETWORKS),
+                page_size: 0,
+                page_token,
+            };
+            let mut client = self.ports.clone();
+            let page = self.bounded(client.list_ports(request(message))).await?;
+            let made = page.ports.into_iter().filter(|port| {
+                let owner = port.status.as_ref().map(|status| status.owner_uid);
+                port.labels.contains_key(LABEL) && owner == Some(user)
+            });
+            own.extend(made.map(|port| port.name));
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(own);
+            }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Opens taps that netd made.
 
-use rustix::ioctl::{Setter, ioctl, opcode};
+use rustix::{
+    ioctl::{Setter, ioctl, opcode},
+    net::{AddressFamily, SocketType, netdevice::name_to_index, socket},
+};
 use shared::fault::{Fault, Kind};
 use std::{
     fs::{File, OpenOptions},
@@ -23,6 +26,13 @@ struct InterfaceRequest {
     name: [u8; NAME_SIZE],
     flags: u16,
     rest: [u8; 22],
+}
+
+/// The kernel's number of an interface; `None` if there is none of that name.
+#[must_use]
+pub fn index(interface: &str) -> Option<u32> {
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    name_to_index(socket, interface).ok()
 }
 
 /// Opens the tap `interface` without privileges: netd made this user its owner.
