@@ -58,7 +58,11 @@ fn start(config: Config) -> Result<(), Fault> {
     // Before there are threads, since each has privileges of its own.
     let given_up = privilege::give_up(&config, group)?;
     limits::raise_descriptors();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_keep_alive(limits::IDLE_THREAD)
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|error| Fault::internal("cannot start the runtime").cause(&error))?;
     let result = runtime.block_on(run(config, group, given_up));
     // A thread that waits for the kernel or a disk holds up no end.

@@ -1,6 +1,11 @@
 //! What the kernel lets this process have.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::time::Duration;
+
+/// How long a thread for work that blocks stays with nothing to do. Less than the time between two looks of the health
+/// service: these would go round all threads that a burst of work has left, and none would ever end.
+pub const IDLE_THREAD: Duration = Duration::from_millis(500);
 
 /// Raises the number of descriptors this process may open to the most it may ask for. The usual 1024 is there for
 /// programs that use select(2), and is too few for a daemon that holds several for each machine and client.

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("vmd")
+        .thread_keep_alive(limits::IDLE_THREAD)
         .enable_all()
         .build()
     {
