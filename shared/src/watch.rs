@@ -130,13 +130,14 @@ fn changed<S: Source>(source: &S, event: &Event) -> Option<Message<S::Object>> {
     Some(Message { change, position })
 }
 
-/// Ends a stream with its first error.
+/// Ends a stream with its first error: what comes after it is not waited for.
 pub fn until_error<T: Send, E: Send>(
     stream: impl Stream<Item = Result<T, E>> + Send,
 ) -> impl Stream<Item = Result<T, E>> + Send {
-    stream.scan(false, |ended, item| {
-        let item = (!*ended).then_some(item);
-        *ended = item.as_ref().is_none_or(Result::is_err);
-        future::ready(item)
+    stream::unfold(Some(Box::pin(stream)), |rest| async move {
+        let mut rest = rest?;
+        let item = rest.next().await?;
+        let rest = item.is_ok().then_some(rest);
+        Some((item, rest))
     })
 }
