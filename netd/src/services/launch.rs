@@ -108,6 +108,11 @@ fn prepare(place: &str) -> io::Result<()> {
     for (resource, most) in [(Resource::Core, 0), (Resource::Fsize, MOST_LEASES)] {
         rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     }
+    // Then a write past the limit fails and the server goes on: netd, which cuts the log off, may be away for long.
+    // SAFETY: no handler is installed, and this process has one thread.
+    if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
     rustix::thread::set_no_new_privs(true)?;
     rustix::process::umask(Mode::from_raw_mode(0o027));
     let cell = place.strip_prefix("cell:");
