@@ -339,8 +339,11 @@ fn a_server_that_keeps_dying_is_started_at_growing_intervals() {
     let gaps: Vec<_> = starts.windows(2).map(|pair| (pair[1] - pair[0]) / 1_000_000).collect();
     // At least what the pauses are; more on a busy machine.
     assert!(gaps[0] >= 500 && gaps[1] >= 1_000 && gaps[2] >= 2_000, "{gaps:?} ms");
-    let error = host.ok_json("network show n")["status"]["error"].to_string();
-    assert!(error.contains("mood today"), "{error}");
+    // While it is being started it has no error.
+    wait::until("its last words", || {
+        let error = host.ok_json("network show n")["status"]["error"].to_string();
+        error.contains("mood today").then_some(())
+    });
 }
 
 #[test]
@@ -422,6 +425,60 @@ fn netd_is_killed_and_its_servers_go_on_and_are_taken_over() {
     }
     assert_eq!(integration_tests::census::left_in(&host, "netd-run"), Vec::<String>::new());
     assert!(!host.netns.succeeds("ip link show kvs-lab"));
+}
+
+#[test]
+fn a_server_of_before_there_was_confinement_is_replaced_by_one_that_is_confined() {
+    let mut host = TestHost::new();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
+    host.ok("network create lab --mode isolated --ipv4 10.62.0.1/24 --dhcp on");
+    let guests = ["n", "lab"].map(|network| (network, guest(&host, network, "ada")));
+    for (_, (guest, _)) in &guests {
+        guest.dhcp4(&[]).expect("a lease");
+    }
+    let before = guests
+        .each_ref()
+        .map(|(network, _)| (host.servers(network), host.ok(&format!("network leases {network}"))));
+    host.kill_netd();
+    for (network, _) in &guests {
+        // As an earlier version wrote it.
+        let path = host.path(&format!("netd-run/{network}/process"));
+        let text = std::fs::read_to_string(&path).expect("record");
+        let mut record: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert!(record.as_object_mut().expect("record").remove("confined").is_some(), "{text}");
+        std::fs::write(&path, record.to_string()).expect("record");
+    }
+    host.start_netd();
+    for ((network, (guest, port)), (servers, leases)) in guests.iter().zip(before) {
+        let now = wait::until("another server", || {
+            let now = host.servers(network);
+            let ready = host.ok_json(&format!("network show {network}"))["status"]["state"] == "ready";
+            (ready && now.len() == 1 && now != servers).then_some(now)
+        });
+        let status = std::fs::read_to_string(format!("/proc/{}/status", now[0])).expect("status");
+        assert!(status.contains("Seccomp:\t2"), "{status}");
+        assert_eq!(host.ok(&format!("network leases {network}")), leases, "they are kept");
+        assert_eq!(guest.dhcp4(&[]).expect("a lease")["ip"], port["ipv4_address"]);
+    }
+}
+
+#[test]
+fn a_server_whose_log_is_full_goes_on() {
+    let mut host = TestHost::new();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24");
+    let (a, port) = guest(&host, "n", "ada");
+    let before = host.servers("n");
+    let log = host.path("netd-run/n/dnsmasq.log");
+    // Nobody cuts it off.
+    host.kill_netd();
+    host.netns.sh(&format!("truncate -s 16M {log} && kill -HUP {}", before[0]));
+    assert_eq!(a.dhcp4(&[]).expect("a lease")["ip"], port["ipv4_address"]);
+    host.netns.sh(&format!("kill -HUP {}", before[0]));
+    assert_eq!(a.dig("10.60.0.1", "ada"), [text(&port["ipv4_address"])]);
+    assert_eq!(std::fs::metadata(&log).expect("log").len(), 16 << 20, "it is at its limit");
+    assert_eq!(host.servers("n"), before);
+    host.start_netd();
+    assert_eq!(host.servers("n"), before, "it is taken over");
 }
 
 #[test]

@@ -19,6 +19,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Counted up with each change that forbids more: a process that runs under less is replaced.
+pub const VERSION: u32 = 1;
 /// What all of this needs; an older kernel gives what it has.
 const WANTED: ABI = ABI::V6;
 /// Programs and libraries; the last is of distributions that have nothing in the others.

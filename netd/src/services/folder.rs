@@ -51,6 +51,9 @@ pub struct Record {
     pub link: u32,
     /// Whether it has answered.
     pub ready: bool,
+    /// `confine::VERSION` of what it is confined by; 0 in records of before there was any.
+    #[serde(default)]
+    pub confined: u32,
 }
 
 /// The two files of a port.

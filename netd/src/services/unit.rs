@@ -1,7 +1,7 @@
 //! The process of one network, and what is to be done about it.
 
 use super::{
-    Status,
+    Status, confine,
     engine::Settings,
     files::Files,
     folder::{Entry, Folder, Record},
@@ -250,10 +250,15 @@ impl Unit {
         name_to_index(socket, self.link()?.as_str()).ok()
     }
 
-    /// The recorded process, if it is what it was and has answered once.
+    /// The recorded process, if it is what it was, has answered once, and is confined as one that is started now.
     fn take_over(&self) -> Result<Option<Running>, Fault> {
         let Some((process, record)) = self.recorded()? else { return Ok(None) };
         if !record.ready {
+            return Ok(None);
+        }
+        if record.confined < confine::VERSION {
+            let folder = self.folder.path().display();
+            tracing::info!(pid = record.pid, %folder, "dnsmasq of an earlier netd is less confined: it is replaced");
             return Ok(None);
         }
         tracing::info!(pid = record.pid, folder = %self.folder.path().display(), "adopted dnsmasq");
@@ -359,7 +364,8 @@ impl Unit {
             let identity =
                 identity(pid).map_err(|e| Fault::internal("cannot tell who dnsmasq is").cause(&e))?;
             let instance = self.settings.instance.clone();
-            let record = Record { instance, pid, identity, link, ready: false };
+            let confined = confine::VERSION;
+            let record = Record { instance, pid, identity, link, ready: false, confined };
             self.folder.write_record(&record)?;
             // If it is gone, its log says why.
             let _ = gate.map(|mut gate| gate.write_all(b"!"));
