@@ -30,7 +30,7 @@ use writer::Writer;
 const QUEUE: usize = 256;
 /// Longest path of a method that is written, in characters.
 const LONGEST_RPC: usize = 120;
-/// Refusals of one user that are written.
+/// Refusals of one user that are written; of all who have no role together.
 const REFUSALS: Pace = Pace { burst: 30.0, per_second: 1.0 };
 /// How long an orderly end waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -128,7 +128,9 @@ impl Audit {
         // Whoever is refused without end must neither fill the log nor push others' lines out of it.
         // Who no longer waits for a change has not stopped it: its line is as good as that of one that was made.
         let refused = !matches!(record.code, "OK" | "CANCELLED" | "DEADLINE_EXCEEDED");
-        if refused && state.buckets.take(record.uid, REFUSALS, now).is_err() {
+        // All without a role share one bucket, since one user can have 65,536 uids of them.
+        if refused && state.buckets.take(record.uid.filter(|_| record.role.is_some()), REFUSALS, now).is_err()
+        {
             state.left_out += 1;
             return;
         }

@@ -118,6 +118,23 @@ fn refusals_are_limited_and_counted_and_the_file_is_bounded() {
     assert!(sizes.len() == 2 && sizes.iter().all(|size| *size <= 8 << 20), "{sizes:?}");
 }
 
+/// A user's 65,536 subordinate uids push nothing out of the log.
+#[test]
+fn who_has_no_role_shares_one_pace() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = Audit::open(dir.path());
+    for uid in 100_000..101_000 {
+        for _ in 0..3 {
+            Call::begin(&audit, Some(uid), RPC).end(&denied(), "", false);
+        }
+    }
+    call(&audit, 7).end(&denied(), "", false);
+    let found = lines(&audit, dir.path());
+    println!("{} lines of 3000 refusals of 1000 uids without a role", found.len() - 1);
+    assert!((30..100).contains(&found.len()), "{}", found.len());
+    assert_eq!(found.last().unwrap()["uid"], 7, "who has one keeps its own");
+}
+
 #[test]
 fn a_disk_that_takes_no_line_stops_nothing_and_is_counted() {
     let dir = tempfile::tempdir().unwrap();
