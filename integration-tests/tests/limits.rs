@@ -25,7 +25,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Read as _,
-    os::unix::net::UnixStream,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -172,6 +172,41 @@ fn who_is_over_the_limit_is_told_which_and_what_to_do_and_others_are_served() {
         let outcome = as_user(USER, VMD_UID, || host.kvmctl(&["network", "list"]));
         (!outcome.stderr.contains("connections")).then_some(())
     });
+}
+
+/// One user has 65,536 of them, and each keeps the socket's group in a user namespace.
+#[test]
+fn all_subordinate_uids_have_what_one_user_has() {
+    let mut host = TestHost::new();
+    host.add_vmd();
+    // It sets the mode of its folder after it has the socket, and before it answers.
+    host.ok("vm list");
+    fs::set_permissions(host.path("vmd-run"), fs::Permissions::from_mode(0o711)).expect("mode");
+    let most = Limits::default().connections.each;
+    let socket = Daemon::Vmd.socket(&host);
+    let first = host.first_subordinate();
+    let mut held: Vec<UnixStream> = (first..first + 4)
+        .flat_map(|uid| {
+            as_user(uid, VMD_UID, || {
+                (0..most).map(|_| raw::connect(&socket, PREFACE).expect("connect")).collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let list = |uid| as_user(uid, VMD_UID, || host.kvmctl(&["vm", "list"]));
+    let refused = wait::until("a refusal", || {
+        let outcome = list(first + 4);
+        outcome.stderr.contains("connections to this daemon").then_some(outcome)
+    });
+    let words = format!("the subordinate uids of /etc/subuid together have {most} connections");
+    assert!(refused.stderr.contains(&words), "{}", refused.stderr);
+    let other = list(USER);
+    assert!(!other.stderr.contains("connections"), "{}", other.stderr);
+    wait::until("as many connections as may be", || {
+        held.retain_mut(|stream| !has_ended(stream));
+        (held.len() <= most).then_some(())
+    });
+    println!("{} of {} connections of 4 subordinate uids stay", held.len(), 4 * most);
+    assert_eq!(held.len(), most);
 }
 
 #[test]

@@ -11,12 +11,14 @@ mod layer;
 mod live;
 mod policy;
 mod redact;
+mod subordinate;
 
 pub use identity::groups_of;
 pub use layer::{Gate, GateLayer, Guarded};
 pub use live::{Access, DEFAULT_FILE, OwnUser};
 pub use policy::{Quota, Rights};
 pub use redact::redact;
+pub use subordinate::Subordinates;
 
 use crate::{
     fault::{Fault, Kind},

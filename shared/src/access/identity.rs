@@ -1,14 +1,12 @@
 //! Who a uid is, by the user database.
 
+use super::subordinate::{self, SUBUID};
 use crate::socket::Peer;
 use nix::{
     errno::Errno,
     unistd::{Group, Uid, User, getgrouplist},
 };
-use std::{collections::BTreeSet, ffi::CString, fs, io, path::Path};
-
-/// Which uids belong to users besides their own.
-const SUBUID: &str = "/etc/subuid";
+use std::{collections::BTreeSet, ffi::CString, io, path::Path};
 
 /// A caller, as the host knows it now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,7 +33,7 @@ pub fn look_up(peer: &Peer) -> io::Result<Identity> {
 fn look_up_by(peer: &Peer, subuid: &Path) -> io::Result<Identity> {
     let found = User::from_uid(Uid::from_raw(peer.uid))?;
     let Some(user) = found else {
-        let groups = if is_subordinate(peer.uid, subuid)? {
+        let groups = if subordinate::ranges(subuid)?.iter().any(|range| range.contains(&peer.uid.into())) {
             BTreeSet::new()
         } else {
             peer.groups.iter().copied().chain([peer.gid]).collect()
@@ -60,20 +58,6 @@ fn groups(user: &User) -> io::Result<BTreeSet<u32>> {
     Ok(getgrouplist(&name, user.gid)?.into_iter().map(nix::unistd::Gid::as_raw).collect())
 }
 
-/// Whether a line of subuid(5), `user:first:count`, has that uid.
-fn is_subordinate(uid: u32, subuid: &Path) -> io::Result<bool> {
-    let bytes = match fs::read(subuid) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        read => read?,
-    };
-    let holds = |line: &str| {
-        let mut numbers = line.split(':').skip(1).map(|field| field.trim().parse::<u64>().ok());
-        let (Some(Some(first)), Some(Some(count))) = (numbers.next(), numbers.next()) else { return false };
-        (first..first.saturating_add(count)).contains(&uid.into())
-    };
-    Ok(String::from_utf8_lossy(&bytes).lines().any(holds))
-}
-
 /// The id of a group; `None` if the database has none of that name. May block, where it is on the network.
 ///
 /// # Errors
@@ -96,6 +80,7 @@ pub fn user_is_known(name: &str) -> bool {
 #[cfg(test)]
 mod test {
     use super::*;
+    use std::fs;
 
     fn peer(uid: u32) -> Peer {
         Peer { uid, gid: 7, pid: 0, groups: [8, 9].into() }

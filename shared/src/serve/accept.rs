@@ -3,8 +3,10 @@
 use super::{
     connection::{Admitted, Connection, Place},
     limits::Limits,
+    words,
 };
 use crate::{
+    access::Subordinates,
     fault::{Fault, Kind},
     slots::{Full, Share, Slots},
     socket::{Bound, PeerStream},
@@ -26,6 +28,8 @@ pub(super) struct Door {
     bound: Bound,
     limits: Limits,
     slots: Slots,
+    admin: u32,
+    subordinates: Subordinates,
     refusals: Arc<Semaphore>,
     /// Given up for a client that is to hear that there are no descriptors.
     spare: Option<File>,
@@ -38,7 +42,16 @@ impl Door {
     pub fn new(bound: Bound, limits: Limits, admin: u32) -> Self {
         let slots = Slots::new(limits.connections, admin);
         let refusals = Arc::new(Semaphore::new(limits.refusals));
-        Self { bound, limits, slots, refusals, spare: spare(), failures: 0 }
+        Self {
+            bound,
+            limits,
+            slots,
+            admin,
+            subordinates: Subordinates::default(),
+            refusals,
+            spare: spare(),
+            failures: 0,
+        }
     }
 
     /// The connections; never ends.
@@ -76,19 +89,23 @@ impl Door {
     }
 
     /// A connection for a client, or one that tells it why it has none; nothing, if too many are told that already.
-    fn admit(&self, stream: PeerStream) -> Option<Connection> {
+    fn admit(&mut self, stream: PeerStream) -> Option<Connection> {
         let info = stream.connect_info();
         let uid = info.as_ref().map_or(u32::MAX, |peer| peer.uid);
-        match self.slots.take(uid) {
+        // One user has 65,536 of them, each of which would otherwise have what one user may.
+        let subordinate = uid != 0 && uid != self.admin && self.subordinates.have(uid);
+        let account = if subordinate { words::SUBORDINATES } else { uid };
+        match self.slots.take(account) {
             Ok(slot) => {
-                let admitted = Admitted { info, uid, refused: None, close: CancellationToken::new() };
+                let admitted =
+                    Admitted { info, uid, account, refused: None, close: CancellationToken::new() };
                 let place = Place::Taken { _slot: slot };
                 Some(Connection::new(stream, admitted, place, (self.limits.handshake, self.limits.unread())))
             }
             Err(full) => {
                 let permit = Arc::clone(&self.refusals).try_acquire_owned().ok()?;
                 tracing::debug!(uid, ?full, "a connection is refused");
-                Some(self.refuse(stream, too_many(uid, full, self.slots.share()), Some(permit)))
+                Some(self.refuse(stream, too_many(account, full, self.slots.share()), Some(permit)))
             }
         }
     }
@@ -97,7 +114,13 @@ impl Door {
         let info = stream.connect_info();
         let uid = info.as_ref().map_or(u32::MAX, |peer| peer.uid);
         let deadline = if permit.is_some() { self.limits.refusal } else { SHORT_REFUSAL };
-        let admitted = Admitted { info, uid, refused: Some(Arc::new(why)), close: CancellationToken::new() };
+        let admitted = Admitted {
+            info,
+            uid,
+            account: uid,
+            refused: Some(Arc::new(why)),
+            close: CancellationToken::new(),
+        };
         Connection::new(stream, admitted, Place::Refused { _permit: permit }, (deadline, deadline))
     }
 
@@ -127,7 +150,8 @@ fn too_many(uid: u32, full: Full, share: Share) -> Fault {
             "connections_per_uid",
             share.each,
             format!(
-                "uid {uid} has {} connections to this daemon, which is the most for one user",
+                "{} {} connections to this daemon, which is the most for one user",
+                words::have(uid),
                 share.each
             ),
         ),

@@ -30,6 +30,8 @@ pub(super) struct Admitted {
     pub info: Info,
     /// Of the caller; the number of nobody at all where the kernel did not say.
     pub uid: u32,
+    /// Whose limits hold for it.
+    pub account: u32,
     /// What every request is answered with, if the client got no connection.
     pub refused: Option<Arc<Fault>>,
     /// Ends the connection.

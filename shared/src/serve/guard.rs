@@ -147,8 +147,9 @@ impl Rules {
         let path = request.uri().path().to_owned();
         let streaming = self.streaming.contains(&path);
         let (slots, what) = if streaming { (&self.streams, "streams") } else { (&self.calls, "calls") };
-        let slot =
-            slots.take(admitted.uid).map_err(|full| too_many(what, admitted.uid, (full, slots.share())))?;
+        let slot = slots
+            .take(admitted.account)
+            .map_err(|full| too_many(what, admitted.account, (full, slots.share())))?;
         let asked = grpc_timeout(request.headers());
         let own = self.limits.call(&path);
         let now = Instant::now();
@@ -195,7 +196,7 @@ fn too_many(what: &str, uid: u32, (full, share): (Full, Share)) -> Fault {
         Full::Each => (
             format!("{what}_per_uid"),
             share.each,
-            format!("uid {uid} has {} {what} open, which is the most for one user", share.each),
+            format!("{} {} {what} open, which is the most for one user", words::have(uid), share.each),
         ),
         Full::All => (
             what.to_owned(),

@@ -1,4 +1,4 @@
-//! tonic's own refusal of a request, in our words: not a defect of the daemon.
+//! What clients are told, in our words: of a request that tonic refuses, which is no defect of the daemon, and of limits.
 
 use crate::fault::{Fault, Kind};
 use http::Response;
@@ -6,6 +6,18 @@ use tonic::{Code, Status, body::Body};
 
 /// What tonic says of bytes that are no message.
 const MALFORMED: &str = "failed to decode Protobuf message";
+
+/// Whose limits hold for all uids together that users have besides their own: no user's number.
+pub(super) const SUBORDINATES: u32 = u32::MAX - 1;
+
+/// Who has something, as the begin of a sentence.
+pub(super) fn have(account: u32) -> String {
+    if account == SUBORDINATES {
+        "the subordinate uids of /etc/subuid together have".to_owned()
+    } else {
+        format!("uid {account} has")
+    }
+}
 
 /// The response, or a clearer one.
 pub(super) fn clearer(response: Response<Body>) -> Response<Body> {
