@@ -80,3 +80,23 @@ fn nobody_inherits_an_address_a_mac_or_a_forward_of_another() {
         }
     }
 }
+
+#[test]
+fn an_operator_who_makes_and_deletes_ports_takes_nothing_that_is_set_aside_for_others() {
+    let host = host();
+    ok(&host, ADMIN, "network create lan --mode nat --ipv4 10.77.0.1/29");
+    ok(&host, BOB, "port create lan b");
+    let bobs = has(&host, "b");
+    ok(&host, BOB, "port delete lan b");
+    // More than the subnet has addresses, and each within the quota.
+    for at in 0..8 {
+        ok(&host, ALICE, &format!("port create lan x{at}"));
+        ok(&host, ALICE, &format!("port delete lan x{at}"));
+    }
+    ok(&host, BOB, "port create lan new");
+    let new = has(&host, "new");
+    println!("set aside for bob: {bobs:?}; a new port of his got {new:?}");
+    assert_ne!(new.0, bobs.0);
+    ok(&host, BOB, "port create lan b");
+    assert_eq!(has(&host, "b"), bobs);
+}

@@ -8,11 +8,12 @@ use shared::{
     name::Name,
 };
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-/// Reservations kept for one network; the oldest goes when there are more.
+/// Reservations kept for one network; when there are more, some are given up.
 const MOST_RESERVATIONS: usize = 4096;
 
 /// fe80::/64, which every interface has a part in.
@@ -58,13 +59,28 @@ impl Asker<'_> {
         owned && reservation.name == *self.name
     }
 
-    /// Who else's reservations are given up first: one's own, those of the same user, then all.
+    /// Whose reservations are given up first among equals: one's own, those of the same user, then all.
     fn distance(&self, reservation: &Reservation) -> u8 {
         match &reservation.owner {
             Some(owner) if owner.is(&self.owner) => 0,
             Some(owner) if owner.uid == self.owner.uid => 1,
             _ => 2,
         }
+    }
+
+    /// Which reservations are given up first: those of the user who has the most, of that user's those of the tenant
+    /// who has the most, and of these the oldest; so whoever hoards pays for it.
+    fn in_order<'r, T>(&self, mut all: Vec<(T, &'r Reservation)>) -> Vec<(T, &'r Reservation)> {
+        let (mut of_uid, mut of_owner) = (BTreeMap::<_, usize>::new(), BTreeMap::<_, usize>::new());
+        let uid = |r: &Reservation| r.owner.as_ref().map(|owner| owner.uid);
+        for (_, reservation) in &all {
+            *of_uid.entry(uid(reservation)).or_default() += 1;
+            *of_owner.entry(&reservation.owner).or_default() += 1;
+        }
+        all.sort_by_key(|(_, r)| {
+            (Reverse(of_uid[&uid(r)]), Reverse(of_owner[&r.owner]), self.distance(r), r.order)
+        });
+        all
     }
 }
 
@@ -212,8 +228,7 @@ impl<'a> Uses<'a> {
         Ok(v6(address))
     }
 
-    /// The first free one, else one that is set aside for a port which is gone: the oldest of the same owner, of the
-    /// same user, of all.
+    /// The first free one, else one that is set aside for a port which is gone: the next to be given up.
     fn free(&mut self, asker: &Asker<'_>, of: IpNet) -> Result<IpAddr, Fault> {
         let taken = |address: &IpAddr| {
             *address == of.addr() || self.ports.contains_key(address) || self.reserved.contains_key(address)
@@ -235,9 +250,10 @@ impl<'a> Uses<'a> {
         let unused = self
             .reserved
             .iter()
-            .filter(|(address, _)| of.contains(*address) && !self.ports.contains_key(address));
-        let oldest = unused.min_by_key(|(_, r)| (asker.distance(r), r.order));
-        oldest.map(|(address, _)| *address).ok_or_else(|| {
+            .filter(|(address, _)| of.contains(*address) && !self.ports.contains_key(address))
+            .map(|(address, reservation)| (*address, *reservation));
+        let next = asker.in_order(unused.collect()).into_iter().next();
+        next.map(|(address, _)| address).ok_or_else(|| {
             Fault::new(
                 Kind::ResourceExhausted,
                 "NO_ADDRESS",
@@ -266,9 +282,8 @@ pub fn addresses<'a>(
     let mut given_up: Vec<_> = used.map(Reservation::key).collect();
     let many = reservations.clone().count().saturating_sub(MOST_RESERVATIONS);
     if many > 0 {
-        let mut by_age: Vec<_> = reservations.collect();
-        by_age.sort_by_key(|r| (asker.distance(r), r.order));
-        given_up.extend(by_age.into_iter().take(many).map(Reservation::key));
+        let first = asker.in_order(reservations.map(|r| ((), r)).collect());
+        given_up.extend(first.into_iter().take(many).map(|((), r)| r.key()));
     }
     Ok(Addresses { ipv4, ipv6, given_up })
 }

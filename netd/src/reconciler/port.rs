@@ -237,7 +237,12 @@ impl<K: Kernel> Reconciler<K> {
     ///
     /// # Errors
     /// NOT_FOUND; PERMISSION_DENIED unless `caller` is root or owns it; what the kernel refused.
-    pub async fn delete_port(&self, key: PortKey, uid: Option<Uuid>, caller: u32) -> Result<(), Fault> {
+    pub async fn delete_port(
+        &self,
+        key: PortKey,
+        uid: Option<Uuid>,
+        caller: (u32, Quota),
+    ) -> Result<(), Fault> {
         self.change(move |this| async move {
             let context = format!("cannot delete port `{}` of network `{}`", key.1, key.0);
             this.delete_port_locked(&key, uid, caller).await.map_err(|fault| fault.context(context))
@@ -245,7 +250,12 @@ impl<K: Kernel> Reconciler<K> {
         .await
     }
 
-    async fn delete_port_locked(&self, key: &PortKey, uid: Option<Uuid>, caller: u32) -> Result<(), Fault> {
+    async fn delete_port_locked(
+        &self,
+        key: &PortKey,
+        uid: Option<Uuid>,
+        (caller, quota): (u32, Quota),
+    ) -> Result<(), Fault> {
         let mut writer = self.lock().await;
         let port = self.port(&key.0, &key.1)?.port;
         if uid.is_some_and(|uid| uid != port.uid) {
@@ -261,7 +271,14 @@ impl<K: Kernel> Reconciler<K> {
         {
             self.publish(port.resource(), Err(fault.clone()));
         }
-        result
+        result?;
+        // Else whoever makes and deletes ports could set a whole subnet aside. The port is gone, whatever comes of it.
+        if caller == port.owner
+            && let Err(fault) = self.give_up_beyond(&quota, caller, &port.network).await
+        {
+            tracing::warn!(error = fault.chain(), "cannot give up what is set aside beyond a quota");
+        }
+        Ok(())
     }
 
     /// Records the delete, removes the link, then its members of the sets, then the record.

@@ -170,7 +170,7 @@ impl Process {
     }
 
     fn delete_port(&self, network: &str, port: &str) -> Result<(), Fault> {
-        self.run(self.netd().delete_port(key(network, port), None, 0))
+        self.run(self.netd().delete_port(key(network, port), None, (0, Quota::default())))
     }
 
     fn converge(&self) {

@@ -123,7 +123,8 @@ impl<K: Kernel> wire::port_service_server::PortService for Service<K> {
                 Fault::new(Kind::InvalidArgument, "INVALID_UID", "the uid is not a UUID").cause(&e)
             })?),
         };
-        self.reconciler.delete_port(key, uid, caller.acting_uid()).await?;
+        let by = (caller.acting_uid(), caller.rights.quota);
+        self.reconciler.delete_port(key, uid, by).await?;
         Ok(Response::new(wire::DeletePortResponse {}))
     }
 

@@ -156,9 +156,29 @@ fn in_a_full_subnet_the_next_to_go_can_be_named_and_no_other() {
     let named = |text| choose_as(owner(8), &lan, "x", (&asks(Some(text), None, &[]), &ports, &reserved));
     assert_eq!(named("10.0.0.3").unwrap_err().reason(), "ADDRESS_TAKEN");
     assert_eq!(named("10.0.0.2").unwrap().given_up, [reserved[0].key()]);
-    // Whoever fills a subnet loses his own first.
-    assert_eq!(first(choose_as(owner(7), &lan, "x", (&none, &ports, &reserved))), "10.0.0.4");
-    assert_eq!(first(choose_as(owner(8), &lan, "x", (&none, &ports, &reserved))), "10.0.0.2");
+    // Whoever has the most set aside pays, whoever asks.
+    for uid in [0, 7, 8] {
+        assert_eq!(first(choose_as(owner(uid), &lan, "x", (&none, &ports, &reserved))), "10.0.0.2", "{uid}");
+    }
+    let tenant = |text, address, order, tenant: &str| Reservation {
+        owner: Some(Owner { uid: 0, tenant: Some(tenant.into()) }),
+        ..reservation(text, address, order)
+    };
+    let tenants = [
+        tenant("a", "10.0.0.2", 1, "bob"),
+        tenant("b", "10.0.0.3", 2, "alice"),
+        tenant("c", "10.0.0.4", 3, "alice"),
+    ];
+    assert_eq!(
+        first(choose_as(owner(8), &lan, "x", (&none, &ports, &tenants))),
+        "10.0.0.3",
+        "of a service's too"
+    );
+    // Among equals one's own goes first, then the oldest.
+    let equals = [held("a", "10.0.0.2", 1, 0), held("b", "10.0.0.3", 2, 7), held("c", "10.0.0.4", 3, 8)];
+    for (uid, address) in [(0, "10.0.0.2"), (7, "10.0.0.3"), (8, "10.0.0.4"), (9, "10.0.0.2")] {
+        assert_eq!(first(choose_as(owner(uid), &lan, "x", (&none, &ports, &equals))), address, "{uid}");
+    }
 }
 
 #[test]

@@ -182,7 +182,11 @@ fn whoever_resumes_after_a_kill_at_any_step_ends_up_with_what_there_is() {
         resumed.set(resumed.get() + 1);
     };
     kill_everywhere(prepare, async |netd| netd.create_port(port("lan", "db")).await, judge);
-    kill_everywhere(prepare, async |netd| netd.delete_port(key("lan", "web"), None, 0).await, judge);
+    kill_everywhere(
+        prepare,
+        async |netd| netd.delete_port(key("lan", "web"), None, (0, Quota::default())).await,
+        judge,
+    );
     kill_everywhere(prepare, async |netd| netd.delete_network(name("lan"), true).await, judge);
     let new = network("lan6", spec(Mode::Routed));
     kill_everywhere(prepare, async |netd| netd.create_network(new.clone(), false).await, judge);

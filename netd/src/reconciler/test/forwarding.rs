@@ -223,7 +223,7 @@ fn a_forward_leads_to_no_port_of_another_owner() {
         process.assert_converged();
     }
     for text in ["web", "db"] {
-        process.run(process.netd().delete_port(key("lan", text), None, 0)).unwrap();
+        process.run(process.netd().delete_port(key("lan", text), None, (0, Quota::default()))).unwrap();
         process.create_port(&port("lan", text)).unwrap();
     }
     assert_eq!((process.leads_to(80), process.leads_to(81)), before);
@@ -433,7 +433,11 @@ fn no_flow_outlives_its_forward_whenever_netd_dies() {
         assert_eq!(process.run(process.netd().0.store.load::<Ending>(FLOWS)).unwrap().records, [], "{at}");
     };
     restart::kill_everywhere(prepare, async |netd| netd.delete_forward(at(8080)).await, judge);
-    restart::kill_everywhere(prepare, async |netd| netd.delete_port(key("lan", "x"), None, 0).await, judge);
+    restart::kill_everywhere(
+        prepare,
+        async |netd| netd.delete_port(key("lan", "x"), None, (0, Quota::default())).await,
+        judge,
+    );
     restart::kill_everywhere(prepare, async |netd| netd.delete_network(name("lan"), true).await, judge);
     let rename = PortChange { hostname: Some(Some(name("other"))), ..PortChange::default() };
     let renamed =

@@ -144,7 +144,9 @@ fn a_delete_by_uid_is_for_that_port_only() {
     let (_dir, _kernel, process) = fixture();
     process.create(&network("lan", spec(Mode::Nat))).unwrap();
     let uid = process.create_port(&port("lan", "a")).unwrap().port.uid;
-    let delete = |uid, caller| process.run(process.netd().delete_port(key("lan", "a"), uid, caller));
+    let delete = |uid, caller| {
+        process.run(process.netd().delete_port(key("lan", "a"), uid, (caller, Quota::default())))
+    };
     assert_eq!(delete(Some(Uuid::new_v4()), 0).unwrap_err().kind(), Kind::NotFound);
     assert_eq!(delete(Some(uid), 1001).unwrap_err().kind(), Kind::PermissionDenied);
     process.assert_converged();
@@ -386,7 +388,7 @@ fn a_client_that_goes_away_does_not_cut_a_change_short() {
         // One poll starts the task; then the caller is gone.
         assert!(futures_util::poll!(&mut create).is_pending());
         drop(create);
-        let _after = process.netd().delete_port(key("lan", "none"), None, 0).await;
+        let _after = process.netd().delete_port(key("lan", "none"), None, (0, Quota::default())).await;
     });
     assert_eq!(process.netd().network(&name("lan")).unwrap().state, State::Ready);
     process.assert_converged();

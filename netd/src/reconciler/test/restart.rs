@@ -90,7 +90,7 @@ fn a_port_whose_delete_was_recorded_is_gone_after_the_next_start() {
             process.create(&network("lan", spec(Mode::Nat))).unwrap();
             process.create_port(&port("lan", "web")).unwrap();
         },
-        async |netd| netd.delete_port(key("lan", "web"), None, 0).await,
+        async |netd| netd.delete_port(key("lan", "web"), None, (0, Quota::default())).await,
         |process, at| {
             assert_eq!(process.netd().counts(), (1, 0), "{at}");
             process.assert_converged();

@@ -341,6 +341,39 @@ fn a_create_that_fails_leaves_what_is_set_aside_as_it_was() {
 }
 
 #[test]
+fn a_user_sets_no_more_aside_than_it_may_have_ports() {
+    let quota = Quota { ports_per_network: Some(2), ports: Some(9), ..Quota::default() };
+    for (quota, kept) in [(quota, 2), (Quota::default(), 6)] {
+        let (dir, kernel, mut process) = fixture();
+        let spec = NetworkSpec { ipv4: Some("10.1.0.1/28".parse().unwrap()), ..spec(Mode::Isolated) };
+        process.create(&network("lan", spec)).unwrap();
+        let passes = |text: &str, uid, quota| {
+            let new = NewPort { owner: owner(uid), quota, ..port("lan", text) };
+            let port = process.create_port(&new).unwrap().port;
+            process.run(process.netd().delete_port(key("lan", text), None, (uid, quota))).unwrap();
+            port.ipv4
+        };
+        let bobs = passes("bob", 1001, Quota::default());
+        for at in 0..6 {
+            passes(&format!("x{at}"), 1000, quota);
+        }
+        let names = |process: &Process| -> Vec<_> {
+            process.netd().read().desired.reservations.keys().map(|key| key.1.to_string()).collect()
+        };
+        assert_eq!(names(&process).len(), 1 + kept, "{quota:?}");
+        assert!(names(&process).ends_with(&["x4".into(), "x5".into()]), "the newest stay");
+        let before = names(&process);
+        drop(process);
+        process = Process::start(dir.path(), &kernel);
+        assert_eq!(names(&process), before, "the records too");
+        process.converge();
+        let back = process.create_port(&NewPort { owner: owner(1001), ..port("lan", "bob") }).unwrap();
+        assert_eq!(back.port.ipv4, bobs);
+        process.assert_converged();
+    }
+}
+
+#[test]
 fn what_a_port_leaves_behind_is_its_owners() {
     let (dir, kernel, mut process) = with_ports();
     let first = process.netd().port(&name("lan"), &name("a")).unwrap().port;
@@ -355,7 +388,7 @@ fn what_a_port_leaves_behind_is_its_owners() {
     let changed = process.run(process.netd().update_port(key("lan", "a"), change, 1001));
     assert_eq!(changed.unwrap_err().reason(), "ADDRESS_TAKEN");
     // Both owners' are set aside now, and are so in the records.
-    process.run(process.netd().delete_port(key("lan", "a"), None, 0)).unwrap();
+    process.run(process.netd().delete_port(key("lan", "a"), None, (0, Quota::default()))).unwrap();
     drop(process);
     process = Process::start(dir.path(), &kernel);
     process.converge();
