@@ -12,7 +12,7 @@ packages=(
     qemu-system-x86 seabios                        # machines
     nftables iproute2 dnsmasq-base                 # networks
     busybox-static cpio kmod                       # the test guest
-    mmdebstrap e2fsprogs zstd                      # the Debian machine
+    mmdebstrap e2fsprogs zstd xz-utils             # the Debian machines
     uidmap                                         # machines' own users
     iputils-ping tcpdump util-linux jq strace procps  # tests and demo
     libfaketime                                    # a wall clock that jumps

@@ -149,5 +149,49 @@ async fn run(arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, Fault> {
     }
     let words = String::from_utf8_lossy(&output.stderr);
     let words = words.lines().next().unwrap_or("nft said nothing").to_owned();
-    Err(Fault::new(Kind::Internal, "NFT", "nft refused the rules").cause(&std::io::Error::other(words)))
+    let hint = if words.contains(UNSUPPORTED) { too_old(&program_version().await) } else { None };
+    let fault =
+        Fault::new(Kind::Internal, "NFT", "nft refused the rules").cause(&std::io::Error::other(words));
+    Err(match hint {
+        Some(hint) => fault.hint(hint),
+        None => fault,
+    })
+}
+
+/// nft's words for EOPNOTSUPP.
+const UNSUPPORTED: &str = "Operation not supported";
+
+/// First line of `nft --version`; nothing if it cannot be told.
+async fn program_version() -> String {
+    let output = program::run("nft", &["--version"], &[]).await;
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned()
+}
+
+/// What to do if a kernel does not support a rule that this version wrote.
+///
+/// nft before 1.1.0 converts the byte order of `meta l4proto` where it is looked up in intervals, though it is one byte
+/// (mended by its commit 9fe58952c45a). Kernels that take only whole words in nft_byteorder (Debian's 6.12.118) refuse it.
+fn too_old(version: &str) -> Option<String> {
+    let number = version.strip_prefix("nftables v")?.split(' ').next()?;
+    let parts: Vec<u32> = number.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
+    (parts.as_slice() < [1, 1].as_slice())
+        .then(|| format!("this kernel refuses what nft {number} writes: install nftables 1.1.0 or newer"))
+}
+
+#[cfg(test)]
+mod test {
+    use super::too_old;
+
+    #[test]
+    fn an_nft_is_too_old_before_1_1() {
+        for version in ["nftables v1.0.6 (Lester Gooch #5)", "nftables v0.9.8 (E.D.S.)"] {
+            let hint = too_old(version).expect(version);
+            assert!(hint.contains("install nftables 1.1.0 or newer"), "{hint}");
+        }
+        for version in ["nftables v1.1.0 (Commodore Bullmoose)", "nftables v1.1.3", "nftables v2.0", "", "v1"]
+        {
+            assert_eq!(too_old(version), None, "{version}");
+        }
+    }
 }
