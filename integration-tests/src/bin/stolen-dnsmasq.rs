@@ -194,6 +194,7 @@ fn sockets(own: &Path) {
         ("packet", libc::AF_PACKET, libc::SOCK_RAW, 0),
         ("old-packet", libc::AF_INET, 10, 0),
         ("raw", libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW),
+        ("raw-icmp6-by-ip4", libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMPV6),
         ("raw-udp", libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_UDP),
         ("nftables", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER),
         ("generic-netlink", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_GENERIC),
@@ -221,6 +222,16 @@ fn sockets(own: &Path) {
     for (name, option) in [("iptables", 64), ("multicast-routing", 200)] {
         let set = |fd| call(libc::SYS_setsockopt, &[fd, libc::IPPROTO_IP.into(), option, to, 1]);
         report(&format!("option-{name}"), tcp().and_then(set));
+    }
+    // IP_HDRINCL, and IPV6_HDRINCL by both levels that take it: packets with headers of one's own.
+    for (name, family, level, option) in [
+        ("4", libc::AF_INET, libc::IPPROTO_IP, libc::IP_HDRINCL),
+        ("6", libc::AF_INET6, libc::IPPROTO_IPV6, 36),
+        ("6-of-raw", libc::AF_INET6, 255, 36),
+    ] {
+        let raw = socket(family, libc::SOCK_RAW, libc::IPPROTO_ICMPV6);
+        let set = |fd| call(libc::SYS_setsockopt, &[fd, level.into(), option.into(), to, 4]);
+        report(&format!("option-own-header-{name}"), raw.and_then(set));
     }
     // What dnsmasq needs is there: else all the rest would say nothing.
     for (name, result) in [

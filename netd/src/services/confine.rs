@@ -88,6 +88,12 @@ const NAMESPACES: [libc::c_int; 7] = [
 /// the headers <linux/netfilter*/*_tables.h>. From the last number on it is multicast routing.
 const RULES: [u64; 6] = [64, 65, 96, 97, 128, 129];
 const MULTICAST_ROUTING: u64 = 200;
+/// Options by which a raw socket's packets have a header of the sender's, so that they are of whatever protocol and from
+/// whomever: of <linux/in.h> and <linux/in6.h>. IPv6's is taken by the level of raw sockets too.
+const OWN_HEADER: [(libc::c_int, libc::c_int); 3] =
+    [(libc::IPPROTO_IP, libc::IP_HDRINCL), (libc::IPPROTO_IPV6, IPV6_HDRINCL), (SOL_RAW, IPV6_HDRINCL)];
+const IPV6_HDRINCL: libc::c_int = 36;
+const SOL_RAW: libc::c_int = 255;
 /// socket(2) of packets by its old type.
 const SOCK_PACKET: libc::c_int = 10;
 
@@ -206,6 +212,7 @@ fn refused() -> Result<Refused, BackendError> {
             ])?,
             // Router advertisements, no packets of whatever kind.
             all(&[(0, Is::Ne, netlink), kind(libc::SOCK_RAW), (2, Is::Ne, icmp6)])?,
+            all(&[(0, Is::Eq, ip4), kind(libc::SOCK_RAW)])?,
             all(&[kind(SOCK_PACKET)])?,
         ],
     );
@@ -222,6 +229,9 @@ fn refused() -> Result<Refused, BackendError> {
             options.push(all(&[(1, Is::Eq, level), (2, Is::Eq, option)])?);
         }
         options.push(all(&[(1, Is::Eq, level), (2, Is::Ge, MULTICAST_ROUTING)])?);
+    }
+    for (level, option) in OWN_HEADER {
+        options.push(all(&[(1, Is::Eq, number(level)), (2, Is::Eq, number(option))])?);
     }
     rules.insert(libc::SYS_setsockopt, options);
     Ok(rules)
