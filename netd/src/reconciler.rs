@@ -15,7 +15,6 @@ mod flows;
 mod forward;
 mod group;
 mod leases;
-mod look;
 mod network;
 mod port;
 mod reservation;
@@ -33,12 +32,12 @@ use crate::{
     services::{Services, Status},
 };
 use flows::{Ending, FLOWS};
-use look::Look;
 use reservation::bound_to;
 use serde::de::DeserializeOwned;
 use shared::{
     events::{EventKind, News},
     fault::{Fault, Kind},
+    look::Look,
     name::Name,
     steps,
     store::{Loaded, Op, Store},
@@ -47,6 +46,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
 };
 use tokio::sync::{Mutex, MutexGuard};
 use tracing::Instrument as _;
@@ -58,6 +58,8 @@ pub(crate) use port::may_change;
 pub use port::{NewPort, PortChange};
 pub use unreadable::Sort;
 
+/// How long a look at the host is good for others: readers make five a second at most.
+const FRESH: Duration = Duration::from_millis(200);
 const NETWORK: &str = "network";
 const PORT: &str = "port";
 const FORWARD: &str = "forward";
@@ -170,8 +172,8 @@ impl<K: Kernel> Reconciler<K> {
             services,
             writer: Mutex::default(),
             records,
-            traffic: Look::default(),
-            host: Look::default(),
+            traffic: Look::new(FRESH),
+            host: Look::new(FRESH),
         })))
     }
 

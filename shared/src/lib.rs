@@ -7,6 +7,7 @@ mod bucket;
 pub mod events;
 pub mod fault;
 pub mod limits;
+pub mod look;
 pub mod mac;
 pub mod name;
 pub mod process;

@@ -25,6 +25,7 @@ use shared::{
     audit::{self, Audit},
     events::{EventKind, EventLog, News},
     fault::{Fault, Kind},
+    look::Look,
     mac::Mac,
     name::Name,
     steps,
@@ -61,10 +62,14 @@ struct Inner<P> {
     changing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     epoch: i64,
+    /// What `strays` tells.
+    strays: Look<Vec<String>>,
 }
 
 /// How long the host's status waits for netd.
 const NETDS_PATIENCE: Duration = Duration::from_secs(1);
+/// How long it shows the same of netd's ports: it takes many calls to look, which machines' starts need too.
+const NETDS_PORTS: Duration = Duration::from_secs(3);
 
 /// What a client asks to be recorded.
 #[derive(Clone, Debug)]
@@ -120,6 +125,7 @@ impl<P: Ports> Supervisor<P> {
             changing: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             epoch,
+            strays: Look::new(NETDS_PORTS),
         }));
         supervisor.forget_strangers(&records, &runs, &broken);
         let adopting = records.into_iter().map(|record| {
@@ -367,27 +373,32 @@ impl<P: Ports> Supervisor<P> {
     }
 
     /// What an operator should know about ports that a vmd of this user made and this one has no record of. Nobody
-    /// deletes them: a vmd with another state may have. Nothing if netd does not answer.
+    /// deletes them: a vmd with another state may have. Nothing if netd does not answer. Callers share one look.
     pub async fn strays(&self) -> Vec<String> {
+        let look = self.0.strays.share(self.look_for_strays());
+        // A netd that hangs is no reason for this host's status to; whoever waits for another's look has no more patience.
+        match tokio::time::timeout(NETDS_PATIENCE, look).await {
+            Ok(Ok(strays)) => Vec::clone(&strays),
+            _ => Vec::new(),
+        }
+    }
+
+    async fn look_for_strays(&self) -> Result<Vec<String>, Fault> {
         let context = &self.0.context;
-        // A netd that hangs is no reason for this host's status to.
-        let Ok(Ok(own)) = tokio::time::timeout(NETDS_PATIENCE, context.ports.own()).await else {
-            return Vec::new();
-        };
+        let own = context.ports.own().await?;
         // After netd's answer: what it has was recorded before it was made.
-        let Ok(known) = context.store.load::<PortRecord>(KIND_PORT).await else { return Vec::new() };
+        let known = context.store.load::<PortRecord>(KIND_PORT).await?;
         let recorded = known.records.into_iter().map(|(resource, _)| resource);
         let known: BTreeSet<_> = recorded.chain(known.broken.into_iter().map(|broken| broken.id)).collect();
         let strays = own.into_iter().filter(|resource| !known.contains(resource));
-        strays
-            .map(|resource| {
-                let words: Vec<_> = resource.split('/').collect();
-                let (network, name) = (words.get(1).unwrap_or(&""), words.get(3).unwrap_or(&""));
-                format!(
-                    "netd's port `{resource}` was made for a machine that this vmd has no record of: start vmd with the --state-dir that has, or, if its QEMU is gone, `kvmctl port delete {network} {name}`"
-                )
-            })
-            .collect()
+        let told = strays.map(|resource| {
+            let words: Vec<_> = resource.split('/').collect();
+            let (network, name) = (words.get(1).unwrap_or(&""), words.get(3).unwrap_or(&""));
+            format!(
+                "netd's port `{resource}` was made for a machine that this vmd has no record of: start vmd with the --state-dir that has, or, if its QEMU is gone, `kvmctl port delete {network} {name}`"
+            )
+        });
+        Ok(told.collect())
     }
 
     /// Why changes cannot be made, if they cannot. It may wait for the file system.

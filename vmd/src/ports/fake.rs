@@ -22,6 +22,7 @@ struct Inner {
     networks: BTreeSet<Name>,
     ports: BTreeMap<String, Made>,
     made: u32,
+    looks: u32,
     down: bool,
     fatal: bool,
 }
@@ -69,6 +70,12 @@ impl FakePorts {
     #[must_use]
     pub fn ports(&self) -> Vec<String> {
         self.inner().ports.keys().cloned().collect()
+    }
+
+    /// How often all were asked for.
+    #[must_use]
+    pub fn looks(&self) -> u32 {
+        self.inner().looks
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -123,6 +130,8 @@ impl Ports for FakePorts {
     }
 
     async fn own(&self) -> Result<Vec<String>, Fault> {
-        Ok(self.up()?.ports.keys().cloned().collect())
+        let mut inner = self.up()?;
+        inner.looks += 1;
+        Ok(inner.ports.keys().cloned().collect())
     }
 }

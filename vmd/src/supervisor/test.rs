@@ -63,6 +63,26 @@ fn new(name: &str, spec: Spec) -> NewVm {
 }
 
 /// netd counts the ports of vmd's own user there, which may be any number.
+/// A viewer who asks without end uses up none of vmd's calls at netd.
+#[tokio::test]
+async fn readers_of_the_hosts_status_share_one_look_at_netds_ports() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports = FakePorts::default();
+    let supervisor = open(dir.path(), ports.clone()).await;
+    ports.take("networks/lan/ports/gone-0");
+    ports.set_down(true);
+    assert_eq!(supervisor.strays().await.len(), 0);
+    ports.set_down(false);
+    let look = || supervisor.0.strays.share(supervisor.look_for_strays());
+    let told = futures_util::future::join_all((0..128).map(|_| look())).await;
+    for strays in told {
+        let strays = strays.unwrap();
+        assert!(strays.len() == 1 && strays[0].contains("`networks/lan/ports/gone-0`"), "{strays:?}");
+    }
+    println!("128 readers at once: netd was asked {} times", ports.looks());
+    assert_eq!(ports.looks(), 1);
+}
+
 #[tokio::test]
 async fn nics_count_against_the_quotas_of_ports() {
     use shared::access::{Quota, Rights};

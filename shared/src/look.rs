@@ -1,6 +1,6 @@
-//! Looks at the host that callers share, so that readers cannot load it without bound.
+//! Looks that callers share, so that readers cannot load what is looked at without bound.
 
-use shared::fault::Fault;
+use crate::fault::Fault;
 use std::{
     future::Future,
     sync::{
@@ -11,12 +11,11 @@ use std::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
-/// How long what was seen is good for others: readers make five looks a second at most.
-const FRESH: Duration = Duration::from_millis(200);
-
-/// What was seen last, and when.
+/// What was seen last, and when: one looks at a time.
 #[derive(Debug)]
 pub struct Look<T> {
+    /// How long what was seen is good for others.
+    fresh: Duration,
     /// Held while somebody looks; whoever waits for it shares what is seen.
     last: Mutex<Option<Seen<T>>>,
     /// Grows when what was seen so far is of no more use.
@@ -30,13 +29,13 @@ struct Seen<T> {
     epoch: u64,
 }
 
-impl<T> Default for Look<T> {
-    fn default() -> Self {
-        Self { last: Mutex::default(), epoch: AtomicU64::default() }
-    }
-}
-
 impl<T> Look<T> {
+    /// Nothing was seen yet. What is seen is good for so long.
+    #[must_use]
+    pub fn new(fresh: Duration) -> Self {
+        Self { fresh, last: Mutex::default(), epoch: AtomicU64::default() }
+    }
+
     /// What was seen a moment ago, or what `look` sees now; one looks at a time.
     ///
     /// # Errors
@@ -45,7 +44,8 @@ impl<T> Look<T> {
         let mut last = self.last.lock().await;
         // Before the look: a change that begins meanwhile makes it of no use to the next.
         let epoch = self.epoch.load(Ordering::Acquire);
-        if let Some(seen) = last.as_ref().filter(|seen| seen.epoch == epoch && seen.at.elapsed() < FRESH) {
+        if let Some(seen) = last.as_ref().filter(|seen| seen.epoch == epoch && seen.at.elapsed() < self.fresh)
+        {
             return Ok(Arc::clone(&seen.what));
         }
         let what = Arc::new(look.await?);
@@ -64,9 +64,11 @@ mod test {
     use super::*;
     use futures_util::future::join_all;
 
+    const FRESH: Duration = Duration::from_millis(200);
+
     #[tokio::test(start_paused = true)]
     async fn callers_at_the_same_time_share_one_look_and_a_change_ends_it() {
-        let (look, looks) = (Look::default(), AtomicU64::new(0));
+        let (look, looks) = (Look::new(FRESH), AtomicU64::new(0));
         let ask = || {
             look.share(async {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -95,7 +97,7 @@ mod test {
 
     #[tokio::test]
     async fn a_look_that_fails_or_is_given_up_is_made_again() {
-        let look = Look::default();
+        let look = Look::new(FRESH);
         look.share(async { Err(Fault::internal("no")) }).await.unwrap_err();
         assert!(
             tokio::time::timeout(Duration::from_millis(1), look.share(std::future::pending())).await.is_err()
