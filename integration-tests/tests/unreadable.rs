@@ -2,6 +2,7 @@
 
 use integration_tests::{
     census::Census,
+    guest::Guest,
     host::{TestHost, VMD_UID},
     wait,
 };
@@ -115,6 +116,54 @@ fn what_cannot_be_read_is_in_every_list_with_its_name_and_the_way_out() {
         watched(&host, list, &expected, at);
     }
     assert_eq!(pages(&host), ["networks/a", "networks/b", "networks/c", "vms/one", "vms/two"]);
+}
+
+/// The addresses that a DHCP server has given out.
+fn leased(host: &TestHost) -> Vec<String> {
+    let leases = host.ok_json("network leases n");
+    let of = leases.as_array().expect("leases").iter();
+    of.map(|lease| lease["address"].as_str().expect("address").to_owned()).collect()
+}
+
+#[test]
+fn a_guest_whose_port_cannot_be_read_keeps_its_lease_and_its_name() {
+    let mut host = TestHost::new();
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24 --ipv6 fd00:60::1/64");
+    let guests = ["ada", "bob", "eve"].map(|name| {
+        let port = host.ok_json(&format!("port create n {name}"))["status"].clone();
+        let text = |key: &str| port[key].as_str().expect(key).to_owned();
+        let guest = Guest::plug(&host.netns, &text("interface"), &text("mac"));
+        guest.dhcp4(&[]).expect("a lease");
+        (guest, text("ipv4_address"), text("ipv6_address"))
+    });
+    let [(ada, v4, v6), (bob, ..), _] = &guests;
+    ada.has_address(v6);
+    assert_eq!(ada.dhcp6()["ip"], v6.as_str());
+    let servers = host.servers("n");
+    let before = leased(&host);
+    assert!(before.len() == 4 && before.contains(v4) && before.contains(v6), "{before:?}");
+    host.kill_netd();
+    spoil(&host.path("netd-state"), 0, &[("port", "networks/n/ports/ada")]);
+    host.start_netd();
+    // A lease of a port that goes is given back, hers is not.
+    host.ok("port delete n eve");
+    let mut seen = Vec::new();
+    wait::until("the lease of the port that went to go", || {
+        // The server empties its file before it writes it anew: twice the same is what is in it.
+        let now = leased(&host);
+        let settled = std::mem::replace(&mut seen, now) == seen;
+        (settled && seen.len() < 4).then_some(())
+    });
+    assert!(seen.len() == 3 && seen.contains(v4) && seen.contains(v6), "{seen:?}");
+    assert_eq!(host.servers("n"), servers, "the same process");
+    assert_eq!(ada.dhcp4(&[]).expect("a lease")["ip"], v4.as_str());
+    // As one knows it that is started now.
+    host.netns.sh(&format!("kill -KILL {}", servers[0]));
+    wait::until("her name", || (bob.dig("10.60.0.1", "ada") == [v4.as_str()]).then_some(()));
+    assert_eq!(ada.dhcp4(&[]).expect("a lease")["ip"], v4.as_str());
+    // A change of the network's settings takes it along.
+    host.ok("network update n --lease-time 2h");
+    assert_eq!(ada.dhcp4(&[]).expect("a lease")["ip"], v4.as_str());
 }
 
 /// A list that goes on begins with them too. `expected` are among its first messages.

@@ -184,7 +184,7 @@ impl<K: Kernel> Reconciler<K> {
             let networks = desired.networks.values().filter(|n| !n.deleting);
             let brought = networks.map(|network| {
                 let ports = ports_of(&desired, &network.name).filter(|port| !port.deleting);
-                self.0.services.settle(network, ports)
+                self.0.services.settle(network, ports, self.broken_ports(&network.name))
             });
             futures_util::future::join_all(brought).await;
         }

@@ -171,7 +171,7 @@ impl<K: Kernel> Reconciler<K> {
         if let Some(first) = desired.plan_network(network, &after)?.first() {
             return Err(not_converged(&network.resource(), first));
         }
-        self.0.services.bring(network, std::iter::empty()).await
+        self.0.services.bring(network, std::iter::empty(), self.broken_ports(&network.name)).await
     }
 
     /// Undoes a create that failed. What cannot be undone now stays recorded as being deleted, and is tried again.

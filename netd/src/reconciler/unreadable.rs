@@ -3,6 +3,7 @@
 use super::{FORWARD, GROUP, NETWORK, PORT, Reconciler, Records, network::network_not_found};
 use crate::kernel::Kernel;
 use shared::{fault::Fault, name::Name, store::Broken};
+use std::collections::BTreeSet;
 
 /// The sorts of objects that clients see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,13 @@ impl<K: Kernel> Reconciler<K> {
         let known = records.desired.networks.contains_key(network)
             || self.0.store.check_broken(NETWORK, network.as_str()).is_err();
         if known { Ok(()) } else { Err(network_not_found(network)) }
+    }
+
+    /// The ports of a network whose records cannot be read.
+    pub(super) fn broken_ports(&self, network: &Name) -> BTreeSet<Name> {
+        let before = format!("networks/{network}/ports/");
+        let broken = self.0.store.broken(PORT);
+        broken.iter().filter_map(|broken| broken.id.strip_prefix(&before)?.parse().ok()).collect()
     }
 
     /// Why an object is not among the records: its own cannot be read, or there is none.

@@ -17,7 +17,7 @@ use shared::{
     name::Name,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -154,7 +154,7 @@ impl Settings {
         if cell && !self.namespaces { Some(("root", "root")) } else { Some((user, group)) }
     }
 
-    fn wanted(&self, network: &Network, folder: &Folder) -> Option<Wanted> {
+    fn wanted(&self, network: &Network, folder: &Folder, broken: BTreeSet<Name>) -> Option<Wanted> {
         let services = network.services()?;
         let interface = match &network.cell {
             Some(_) => crate::kernel::cell::LINK,
@@ -164,7 +164,7 @@ impl Settings {
         let user = self.user_in(network.cell.is_some());
         let around = render::Surroundings { folder, interface, user };
         let config = render::config(network, &services, around);
-        Some(Wanted { network: network.clone(), services, config })
+        Some(Wanted { network: network.clone(), services, config, broken })
     }
 }
 
@@ -226,9 +226,12 @@ impl Engine {
         &self,
         network: &Network,
         ports: impl Iterator<Item = &'a Port>,
+        broken: BTreeSet<Name>,
     ) -> Result<(), Fault> {
         let folder = Folder::new(&self.settings.run_dir, &network.name);
-        let Some(wanted) = self.settings.wanted(network, &folder) else { return self.remove(network).await };
+        let Some(wanted) = self.settings.wanted(network, &folder, broken) else {
+            return self.remove(network).await;
+        };
         let entries = ports.map(|port| (port.name.clone(), entry(&wanted, port))).collect();
         let service = self.find_or_add(&network.name);
         service.unit.lock().await.bring(wanted, entries).await
@@ -240,13 +243,14 @@ impl Engine {
         &self,
         network: &Network,
         ports: impl Iterator<Item = &'a Port>,
+        broken: BTreeSet<Name>,
     ) -> Result<(), Fault> {
         if let Some(service) = self.find(&network.name)
             && service.unit.try_lock().map_or(true, |unit| unit.rests())
         {
             return Ok(());
         }
-        self.bring(network, ports).await
+        self.bring(network, ports, broken).await
     }
 
     pub(super) async fn remove(&self, network: &Network) -> Result<(), Fault> {
@@ -326,6 +330,7 @@ fn entry(wanted: &Wanted, port: &Port) -> Entry {
     Entry {
         reservation: render::reservation(&wanted.network, port),
         names: render::names(&wanted.services, port),
+        mac: port.mac,
         addresses: port.addresses().collect(),
     }
 }

@@ -6,6 +6,7 @@
 use super::{
     engine::Settings,
     folder::{Entry, Folder},
+    lease::{Former, Gone},
     unit::Wanted,
 };
 use shared::{fault::Fault, name::Name};
@@ -24,8 +25,8 @@ const LEAST_PAUSE: Duration = Duration::from_millis(250);
 pub struct Changes {
     /// It has to read its files again.
     pub reload: bool,
-    /// Addresses whose leases have to go.
-    pub gone: BTreeSet<IpAddr>,
+    /// Leases that have to go.
+    pub gone: Gone,
     /// Fields of reservations that it has read and that are gone: the first to have one of them has it.
     stale: BTreeSet<String>,
     /// A port that is there waits for it.
@@ -79,20 +80,23 @@ impl Files {
     ) -> Result<bool, Fault> {
         self.folder.make(settings.user.as_ref().map(|(_, _, gid)| *gid))?;
         let other = self.folder.write_config(&wanted.config)?;
-        self.changes.reload |= self.folder.sync(&self.entries, &entries)?;
+        self.changes.reload |= self.folder.sync(&self.entries, &entries, &wanted.broken)?;
         self.entries = entries;
+        self.find_gone(&wanted.broken);
         self.wanted = Some(wanted);
-        self.find_gone();
         Ok(other)
     }
 
     /// Leases of addresses that no port has: the port went, and netd ended before the lease did.
-    fn find_gone(&mut self) {
-        let known: BTreeSet<_> = self.entries.values().flat_map(|entry| &entry.addresses).collect();
-        let leases = self.folder.leases().into_iter().map(|lease| lease.address);
-        let unknown: Vec<_> = leases.filter(|address| !known.contains(address)).collect();
-        self.changes.reload |= !unknown.is_empty();
-        self.changes.gone.extend(unknown);
+    /// Not one of `broken`: its guest goes on.
+    fn find_gone(&mut self, broken: &BTreeSet<Name>) {
+        let kept: Vec<_> = broken.iter().flat_map(|port| self.folder.reserved(port)).collect();
+        let known: BTreeSet<_> =
+            self.entries.values().flat_map(|entry| &entry.addresses).chain(&kept).collect();
+        for lease in self.folder.leases().iter().filter(|lease| !known.contains(&lease.address)) {
+            self.changes.reload = true;
+            self.changes.gone.insert(lease.address, Former::new(lease.mac, Some(lease.expires)));
+        }
     }
 
     /// The process has to read everything again: it is another netd's, which may have ended before it said so.
@@ -110,7 +114,8 @@ impl Files {
         let told = before.is_some();
         self.changes.reload |= told;
         let stale = fields(&entry).any(|field| self.changes.stale.contains(field));
-        let urgent = told || stale || entry.addresses.iter().any(|held| self.changes.gone.contains(held));
+        let waits = entry.addresses.iter().any(|held| self.changes.gone.keeps_from(held, entry.mac));
+        let urgent = told || stale || waits;
         self.changes.urgent |= urgent;
         self.folder.put(port, &entry)?;
         self.entries.insert(port.clone(), entry);
@@ -122,7 +127,14 @@ impl Files {
         self.folder.remove(port.as_str())?;
         let entry = self.entries.remove(port);
         self.changes.stale.extend(entry.iter().flat_map(fields).map(str::to_owned));
-        self.changes.gone.extend(addresses);
+        let mac = entry.map(|entry| entry.mac);
+        let addresses: Vec<_> = addresses.collect();
+        // Who has one of IPv4 is known by the MAC.
+        let leases = if addresses.iter().any(IpAddr::is_ipv6) { self.folder.leases() } else { Vec::new() };
+        for address in addresses {
+            let lease = leases.iter().find(|lease| lease.address == address);
+            self.changes.gone.insert(address, Former::new(mac, lease.map(|lease| lease.expires)));
+        }
         self.changes.reload = true;
         Ok(())
     }
@@ -130,7 +142,12 @@ impl Files {
     /// What is to be told, once: to a process that reads everything after this.
     pub fn take(&mut self, now: Instant) -> Changes {
         self.taken = Some(now);
-        std::mem::take(&mut self.changes)
+        let mut changes = std::mem::take(&mut self.changes);
+        if !changes.gone.is_empty() {
+            let entries = self.entries.values();
+            changes.gone.inherit(entries.flat_map(|entry| entry.addresses.iter().map(|a| (a, entry.mac))));
+        }
+        changes
     }
 
     /// What is to be told now, once; `None`: nothing, or not yet.
@@ -145,7 +162,7 @@ impl Files {
     /// What could not be told is told another time.
     pub fn give_back(&mut self, changes: Changes) {
         self.changes.reload |= changes.reload;
-        self.changes.gone.extend(changes.gone);
+        self.changes.gone.add_earlier(changes.gone);
         self.changes.stale.extend(changes.stale);
         self.changes.urgent |= changes.urgent;
     }
@@ -158,7 +175,7 @@ fn fields(entry: &Entry) -> impl Iterator<Item = &str> {
 
 #[cfg(test)]
 mod test {
-    use super::*;
+    use super::{super::lease::Lease, *};
 
     fn files(dir: &std::path::Path) -> Files {
         let folder = Folder::new(dir, &"lan".parse().unwrap());
@@ -167,7 +184,12 @@ mod test {
     }
 
     fn entry(address: &str) -> Entry {
+        entry_of(address, "52:54:00:00:00:01")
+    }
+
+    fn entry_of(address: &str, mac: &str) -> Entry {
         Entry {
+            mac: mac.parse().unwrap(),
             reservation: format!("{address}\n"),
             names: format!("{address} a\n"),
             addresses: vec![address.parse().unwrap()],
@@ -200,7 +222,34 @@ mod test {
         assert!(!files.put(&name(3), entry("10.0.0.3")).unwrap());
         assert_eq!(files.take_due(end), None, "nobody waits for it");
         assert!(files.put(&name(2), entry("10.0.0.1")).unwrap());
-        assert!(files.take_due(end).is_some_and(|changes| changes.urgent && changes.gone.len() == 1));
+        assert!(files.take_due(end).is_some_and(|changes| changes.urgent && !changes.gone.is_empty()));
+    }
+
+    #[test]
+    fn a_port_that_comes_back_with_its_mac_waits_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = files(dir.path());
+        let a = "a".parse().unwrap();
+        let take_back = |files: &mut Files| {
+            files.put(&a, entry("10.0.0.1")).unwrap();
+            files.take_back(&a, entry("10.0.0.1").addresses.into_iter()).unwrap();
+            // It has been told, and the lease is still there.
+            let mut changes = files.take(Instant::now());
+            changes.reloaded();
+            files.give_back(changes);
+        };
+        let held = |files: &mut Files, mac: &str| {
+            std::fs::write(dir.path().join("lan/leases"), format!("100 {mac} 10.0.0.1 * *\n")).unwrap();
+            let gone = files.take(Instant::now()).gone;
+            files.folder.holders(&gone).0.len()
+        };
+        let (same, other) = ("52:54:00:00:00:01", "52:54:00:00:00:02");
+        take_back(&mut files);
+        assert!(!files.put(&a, entry("10.0.0.1")).unwrap());
+        assert_eq!(held(&mut files, same), 0, "it may be a fresh one");
+        take_back(&mut files);
+        assert!(files.put(&a, entry_of("10.0.0.1", other)).unwrap());
+        assert_eq!(held(&mut files, same), 1, "in the way of another NIC");
     }
 
     #[test]
@@ -213,7 +262,13 @@ mod test {
         files.take_back(&b, ["10.0.0.2".parse().unwrap()].into_iter()).unwrap();
         files.give_back(changes);
         let mut changes = files.take(Instant::now());
-        assert_eq!((changes.reload, changes.gone.len()), (true, 2));
+        assert!(changes.reload);
+        let leases = ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|address| Lease {
+            address: address.parse().unwrap(),
+            mac: None,
+            expires: 1,
+        });
+        assert_eq!(leases.map(|lease| changes.gone.has(&lease)), [true, true, false]);
         changes.reloaded();
         files.give_back(changes);
         assert!(!files.put(&a, entry("10.0.0.3")).unwrap());

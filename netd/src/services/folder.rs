@@ -10,11 +10,12 @@
 
 use super::{
     Stamp,
-    lease::{self, Holder, Lease},
+    lease::{self, Gone, Holder, Lease},
 };
 use serde::{Deserialize, Serialize};
 use shared::{
     fault::{Fault, Kind},
+    mac::Mac,
     name::Name,
     process::Identity,
     steps,
@@ -63,6 +64,8 @@ pub struct Entry {
     pub reservation: String,
     /// For the folder `names`.
     pub names: String,
+    /// Whom it is reserved for.
+    pub mac: Mac,
     /// What is reserved.
     pub addresses: Vec<IpAddr>,
 }
@@ -186,8 +189,8 @@ impl Folder {
         (hosts.intersection(&names).cloned().collect(), hosts.symmetric_difference(&names).cloned().collect())
     }
 
-    /// Makes the files be those of `entries` and no others; `known` are those that were written before. Whether one
-    /// was removed or changed.
+    /// Makes the files be those of `entries` and no others, but for those of `broken` ports, which stay as they are;
+    /// `known` are those that were written before. Whether one was removed or changed.
     ///
     /// # Errors
     /// FAILED_PRECONDITION if they cannot be written.
@@ -195,9 +198,10 @@ impl Folder {
         &self,
         known: &BTreeMap<Name, Entry>,
         entries: &BTreeMap<Name, Entry>,
+        broken: &BTreeSet<Name>,
     ) -> Result<bool, Fault> {
         let (whole, half) = self.ports();
-        let wanted: BTreeSet<&str> = entries.keys().map(Name::as_str).collect();
+        let wanted: BTreeSet<&str> = entries.keys().chain(broken).map(Name::as_str).collect();
         let mut changed = false;
         for port in whole.iter().chain(&half).filter(|port| !wanted.contains(port.as_str())) {
             self.remove(port)?;
@@ -210,6 +214,13 @@ impl Folder {
             }
         }
         Ok(changed)
+    }
+
+    /// What the file of a port reserves.
+    #[must_use]
+    pub fn reserved(&self, port: &Name) -> Vec<IpAddr> {
+        let text = fs::read_to_string(self.hosts().join(port.as_str())).unwrap_or_default();
+        text.trim_end().split(',').filter_map(|field| field.trim_matches(['[', ']']).parse().ok()).collect()
     }
 
     /// The process that was recorded.
@@ -305,23 +316,23 @@ impl Folder {
         lease::leases(&self.read_leases())
     }
 
-    /// How many leases of these addresses there are, and the holders of those that can be given back.
+    /// Leases that have to go, and the holders of those that can be given back.
     #[must_use]
-    pub fn holders(&self, addresses: &BTreeSet<IpAddr>) -> (usize, Vec<Holder>) {
-        lease::holders(&self.read_leases(), addresses)
+    pub fn holders(&self, gone: &Gone) -> (BTreeSet<(IpAddr, i64)>, Vec<Holder>) {
+        lease::holders(&self.read_leases(), gone)
     }
 
     /// Takes leases out of the file; only while dnsmasq does not run.
     ///
     /// # Errors
     /// FAILED_PRECONDITION if it cannot be written.
-    pub fn prune(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), Fault> {
-        if addresses.is_empty() || !self.has_leases() {
+    pub fn prune(&self, gone: &Gone) -> Result<(), Fault> {
+        if gone.is_empty() || !self.has_leases() {
             return Ok(());
         }
         let path = self.lease_file();
         let temporary = self.temporary(&path);
-        let rest = lease::without(&self.read_leases(), addresses);
+        let rest = lease::without(&self.read_leases(), gone);
         let write = || {
             let mut file = create(&temporary)?;
             file.write_all(&rest)?;
@@ -425,9 +436,14 @@ mod test {
         let entry = |text: &str| Entry {
             reservation: text.to_owned(),
             names: text.to_uppercase(),
+            mac: "52:54:00:00:00:01".parse().unwrap(),
             addresses: Vec::new(),
         };
         ports.iter().map(|(name, text)| (name.parse().unwrap(), entry(text))).collect()
+    }
+
+    fn gone() -> Gone {
+        Gone::from_iter(["10.0.0.2".parse().unwrap()])
     }
 
     #[test]
@@ -435,23 +451,37 @@ mod test {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(dir.path());
         let both = entries(&[("a", "one"), ("b", "two")]);
-        let none = BTreeMap::new();
-        assert!(!folder.sync(&none, &both).unwrap(), "what is new needs no word");
+        let (none, sound) = (BTreeMap::new(), BTreeSet::new());
+        assert!(!folder.sync(&none, &both, &sound).unwrap(), "what is new needs no word");
         assert_eq!(fs::read_to_string(folder.names().join("b")).unwrap(), "TWO");
         // Somebody else's, one that lost a part, and one that is another now.
         fs::write(folder.hosts().join("stranger"), "x").unwrap();
         fs::remove_file(folder.names().join("a")).unwrap();
         let other = entries(&[("a", "one"), ("b", "three")]);
-        assert!(folder.sync(&both, &other).unwrap());
+        assert!(folder.sync(&both, &other, &sound).unwrap());
         assert_eq!(folder.ports(), (BTreeSet::from(["a".to_owned(), "b".to_owned()]), BTreeSet::new()));
         assert_eq!(fs::read_to_string(folder.hosts().join("b")).unwrap(), "three");
-        assert!(!folder.sync(&other, &other).unwrap());
+        assert!(!folder.sync(&other, &other, &sound).unwrap());
         folder.remove("a").unwrap();
         folder.remove("a").unwrap();
-        assert!(!folder.sync(&entries(&[("b", "three")]), &entries(&[("b", "three")])).unwrap());
+        assert!(!folder.sync(&entries(&[("b", "three")]), &entries(&[("b", "three")]), &sound).unwrap());
         folder.delete().unwrap();
         folder.delete().unwrap();
         assert!(!folder.path().exists());
+    }
+
+    #[test]
+    fn files_of_a_broken_port_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = folder(dir.path());
+        let both = entries(&[("a", "52:54:00:00:00:01,10.0.0.2,[fd00::2],a\n"), ("b", "two")]);
+        let (none, broken) = (BTreeMap::new(), BTreeSet::from(["a".parse().unwrap()]));
+        folder.sync(&none, &both, &BTreeSet::new()).unwrap();
+        assert!(folder.sync(&both, &none, &broken).unwrap(), "the other goes");
+        assert_eq!(folder.ports(), (BTreeSet::from(["a".to_owned()]), BTreeSet::new()));
+        let reserved: [IpAddr; 2] = ["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        assert_eq!(folder.reserved(&"a".parse().unwrap()), reserved);
+        assert_eq!(folder.reserved(&"b".parse().unwrap()), Vec::<IpAddr>::new());
     }
 
     #[test]
@@ -481,7 +511,7 @@ mod test {
         plant("dnsmasq.conf");
         assert!(folder.write_config("new").unwrap());
         plant("leases");
-        folder.prune(&BTreeSet::from(["10.0.0.2".parse().unwrap()])).unwrap();
+        folder.prune(&gone()).unwrap();
         assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
         for path in [folder.config(), folder.lease_file()] {
             assert!(fs::symlink_metadata(&path).unwrap().is_file(), "{}", path.display());
@@ -548,7 +578,7 @@ mod test {
     fn only_named_leases_are_pruned() {
         let dir = tempfile::tempdir().unwrap();
         let folder = folder(dir.path());
-        let gone = BTreeSet::from(["10.0.0.2".parse().unwrap()]);
+        let gone = gone();
         folder.prune(&gone).unwrap();
         assert!(!folder.has_leases());
         let file = "1795627469 52:54:00:00:00:01 10.0.0.2 a *\n1795627469 52:54:00:00:00:02 10.0.0.3 b *\n";

@@ -25,7 +25,7 @@ use crate::model::{Network, Port};
 use folder::Folder;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use shared::{fault::Fault, name::Name, process};
-use std::{fs, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 /// Ends the servers of a run folder that belong to another user, as only root can: the next netd starts them anew.
 pub fn end_those_of_others(run_dir: &Path, uid: u32) {
@@ -77,6 +77,7 @@ impl Services {
     }
 
     /// Makes a network's services be as recorded, and returns when they answer. Nothing happens if they do.
+    /// What there is for its `broken` ports, whose records cannot be read, stays as it is.
     ///
     /// # Errors
     /// Why they cannot run; it is tried again.
@@ -84,9 +85,10 @@ impl Services {
         &self,
         network: &Network,
         ports: impl Iterator<Item = &'a Port>,
+        broken: BTreeSet<Name>,
     ) -> Result<(), Fault> {
         match &self.0 {
-            Some(engine) => engine.bring(network, ports).await,
+            Some(engine) => engine.bring(network, ports, broken).await,
             None => Ok(()),
         }
     }
@@ -100,9 +102,10 @@ impl Services {
         &self,
         network: &Network,
         ports: impl Iterator<Item = &'a Port>,
+        broken: BTreeSet<Name>,
     ) -> Result<(), Fault> {
         match &self.0 {
-            Some(engine) => engine.settle(network, ports).await,
+            Some(engine) => engine.settle(network, ports, broken).await,
             None => Ok(()),
         }
     }

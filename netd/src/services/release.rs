@@ -11,6 +11,7 @@ use crate::model::{IfName, Network};
 use shared::fault::Fault;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     time::{Duration, Instant},
 };
@@ -38,22 +39,24 @@ pub enum Next {
 }
 
 /// What was seen of them before.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Progress {
     stamp: Option<Option<Stamp>>,
-    held: Option<(usize, Instant)>,
+    held: Option<(BTreeSet<(IpAddr, i64)>, Instant)>,
 }
 
 impl Progress {
-    /// What to do, now that so many of them are in the file of leases.
-    pub fn next(&mut self, stamp: Option<Stamp>, held: usize, now: Instant) -> Next {
+    /// What to do, now that these are in the file of leases.
+    pub fn next(&mut self, stamp: Option<Stamp>, held: BTreeSet<(IpAddr, i64)>, now: Instant) -> Next {
         // The server empties the file before it writes it anew: that none is there counts once it stays so.
         let settled = self.stamp.replace(stamp) == Some(stamp);
-        if held == 0 {
+        if held.is_empty() {
             self.held = None;
             return if settled { Next::Done } else { Next::Wait };
         }
-        let since = self.held.filter(|(before, _)| *before == held).map_or(now, |(_, since)| since);
+        // Others may have come in the place of those that went.
+        let before = self.held.take().filter(|(before, _)| before.is_subset(&held));
+        let since = before.map_or(now, |(_, since)| since);
         self.held = Some((held, since));
         if now < since + PATIENCE { Next::Give } else { Next::GiveUp }
     }
@@ -146,16 +149,22 @@ mod test {
         let (mut progress, begin) = (Progress::default(), Instant::now());
         let at = |ms| begin + Duration::from_millis(ms);
         let stamp = |n| Some(Stamp([0, 0, 0, n]));
-        assert_eq!(progress.next(stamp(1), 3, at(0)), Next::Give);
-        assert_eq!(progress.next(stamp(2), 0, at(500)), Next::Wait, "it may just be being written");
-        assert_eq!(progress.next(stamp(3), 2, at(1000)), Next::Give);
-        assert_eq!(progress.next(stamp(4), 1, at(5900)), Next::Give, "slowly");
-        assert_eq!(progress.next(stamp(4), 1, at(10_800)), Next::Give);
-        assert_eq!(progress.next(stamp(4), 1, at(10_900)), Next::GiveUp);
-        assert_eq!(progress.next(stamp(5), 0, at(11_000)), Next::Wait);
-        assert_eq!(progress.next(stamp(5), 0, at(11_500)), Next::Done);
-        assert_eq!(progress.next(None, 0, at(12_000)), Next::Wait);
-        assert_eq!(progress.next(None, 0, at(12_500)), Next::Done, "there is no file");
+        let mut next = |stamp, held: &[u8], ms| {
+            let address = |n: &u8| (IpAddr::from([10, 0, 0, *n]), 100);
+            progress.next(stamp, held.iter().map(address).collect(), at(ms))
+        };
+        assert_eq!(next(stamp(1), &[1, 2, 3], 0), Next::Give);
+        assert_eq!(next(stamp(2), &[], 500), Next::Wait, "it may just be being written");
+        assert_eq!(next(stamp(3), &[2, 3], 1000), Next::Give);
+        assert_eq!(next(stamp(4), &[3], 5900), Next::Give, "slowly");
+        assert_eq!(next(stamp(4), &[4], 10_800), Next::Give);
+        assert_eq!(next(stamp(4), &[4], 10_900), Next::Give, "as many, but another one");
+        assert_eq!(next(stamp(4), &[4, 5], 15_700), Next::Give);
+        assert_eq!(next(stamp(4), &[4, 5], 15_800), Next::GiveUp);
+        assert_eq!(next(stamp(5), &[], 16_000), Next::Wait);
+        assert_eq!(next(stamp(5), &[], 16_500), Next::Done);
+        assert_eq!(next(None, &[], 17_000), Next::Wait);
+        assert_eq!(next(None, &[], 17_500), Next::Done, "there is no file");
     }
 
     #[test]

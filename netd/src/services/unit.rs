@@ -26,7 +26,7 @@ use shared::{
     steps,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{Read as _, Write as _},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
@@ -60,6 +60,8 @@ pub struct Wanted {
     pub services: Services,
     /// The configuration file.
     pub config: String,
+    /// Its ports whose records cannot be read: their files stay.
+    pub broken: BTreeSet<Name>,
 }
 
 /// A process that serves.

@@ -227,7 +227,8 @@ impl<K: Kernel> Reconciler<K> {
         for port in &new.ports {
             self.apply(&desired.plan_port(port, &observed)?, &observed).await?;
         }
-        self.0.services.bring(&new.network, new.ports.iter()).await?;
+        let broken = self.broken_ports(&new.network.name);
+        self.0.services.bring(&new.network, new.ports.iter(), broken).await?;
         let after = self.0.kernel.observe(&Scope::Host).await?;
         let mut left = desired.plan_network(&new.network, &after)?;
         for port in &new.ports {
