@@ -251,6 +251,7 @@ impl<'a> Uses<'a> {
             .reserved
             .iter()
             .filter(|(address, _)| of.contains(*address) && !self.ports.contains_key(address))
+            .filter(|(_, reservation)| !is_in_use(reservation))
             .map(|(address, reservation)| (*address, *reservation));
         let next = asker.in_order(unused.collect()).into_iter().next();
         next.map(|(address, _)| address).ok_or_else(|| {
@@ -282,7 +283,7 @@ pub fn addresses<'a>(
     let mut given_up: Vec<_> = used.map(Reservation::key).collect();
     let many = reservations.clone().count().saturating_sub(MOST_RESERVATIONS);
     if many > 0 {
-        let first = asker.in_order(reservations.map(|r| ((), r)).collect());
+        let first = asker.in_order(reservations.filter(|r| !is_in_use(r)).map(|r| ((), r)).collect());
         given_up.extend(first.into_iter().take(many).map(|((), r)| r.key()));
     }
     Ok(Addresses { ipv4, ipv6, given_up })
@@ -347,6 +348,11 @@ fn choose<'a>(
         uses.check(asker, *address)?;
     }
     Ok((ipv4, ipv6))
+}
+
+/// Whether a guest may use the addresses though they are nobody's: its port's record cannot be read.
+fn is_in_use(reservation: &Reservation) -> bool {
+    reservation.owner == Some(Owner::NOBODY)
 }
 
 /// Whether a reservation is used up by a port with these addresses.

@@ -102,6 +102,23 @@ fn a_port_of_the_same_name_gets_its_address_back() {
     assert_eq!(first(choose(&lan, "a", &none, &now_anothers, &held)), "10.0.0.3");
 }
 
+/// As `Desired::kept_addresses` tells them.
+#[test]
+fn the_address_of_a_guest_whose_record_cannot_be_read_is_never_given_up() {
+    let lan = network(Some("10.0.0.1/30"), None);
+    let none = asks(None, None, &[]);
+    let gone = [reservation("gone", "10.0.0.2", i64::MAX)];
+    assert_eq!(first(choose(&lan, "a", &none, &[], &gone)), "10.0.0.2");
+    let kept = [Reservation { owner: Some(Owner::NOBODY), ..gone[0].clone() }];
+    for asker in [owner(0), owner(ADMIN)] {
+        let fault = choose_as(asker, &lan, "a", (&none, &[], &kept)).unwrap_err();
+        assert_eq!(fault.reason(), "NO_ADDRESS");
+    }
+    let asked = asks(Some("10.0.0.2"), None, &[]);
+    let fault = choose(&lan, "a", &asked, &[], &kept).unwrap_err();
+    assert_eq!(fault.reason(), "ADDRESS_TAKEN");
+}
+
 #[test]
 fn another_owner_gets_nothing_that_is_set_aside() {
     let lan = network(Some("10.0.0.1/29"), Some("fd00:1::1/64"));
