@@ -8,7 +8,8 @@ use integration_tests::frames::{
     icmp6::{ECHO, ECHO_REPLY, Icmp6, LinkOption, Neighbour, OVERRIDE, REPORT, SOLICITED, UNREACHABLE},
     ipv4::Ipv4,
     ipv6::{
-        ALL_NODES, ALL_ROUTERS, DHCP_SERVERS, HOP_BY_HOP, Ipv6, MLD2_ROUTERS, ROUTER_ALERT, solicited_node,
+        ALL_NODES, ALL_ROUTERS, DESTINATION, DHCP_SERVERS, HOP_BY_HOP, Ipv6, MLD2_ROUTERS, PADDING,
+        ROUTER_ALERT, solicited_node,
     },
     transport::{ICMP, echo, icmp},
 };
@@ -67,11 +68,13 @@ fn ipv4(scene: &Scene) -> Vec<Traffic> {
     let dhcp = [&[1, 1, 6, 0, 0x6b, 0x76, 0x6d, 0x63][..], &[0; 20], &own.mac, &[1; 210]].concat();
     let group = Ipv4Addr::new(224, 0, 0, 251);
     let large = Ipv4::udp(pair, (1000, 2000), &[0x61; 136]);
-    let dns_answer = Ipv4::udp(pair, (53, 67), &data);
     vec![
         to("UDP", Ipv4::udp(pair, (1000, 2000), &data)),
-        to("UDP of port 68", Ipv4::udp(pair, (68, 67), &data)),
-        to("UDP to port 67", dns_answer),
+        to("UDP of port 68", Ipv4::udp(pair, (68, 2000), &data)),
+        to("a DHCP request to a neighbour", Ipv4::udp(pair, (68, 67), &dhcp)),
+        host("a DHCP request behind options", {
+            Ipv4 { options: vec![1; 8], ..Ipv4::udp((own.ipv4, gateway.ipv4), (68, 67), &dhcp) }
+        }),
         to("UDP with options", Ipv4 { options: vec![1, 1, 1, 0], ..Ipv4::udp(pair, (1000, 2000), &data) }),
         to("the start of a connection", Ipv4::tcp_syn(pair, (1000, 22))),
         to("TCP of port 67", Ipv4::tcp_syn(pair, (67, 22))),
@@ -112,7 +115,10 @@ fn ipv6(scene: &Scene) -> Vec<Traffic> {
         to("UDP", Ipv6::udp(pair, (1000, 2000), b"hello")),
         to("UDP from link-local", Ipv6::udp(local, (1000, 2000), b"hello")),
         to("UDP from an address of its own choice", Ipv6::udp((chosen, local.1), (1000, 2000), b"hello")),
-        to("UDP to port 547", Ipv6::udp(pair, (546, 547), b"hello")),
+        to("a DHCPv6 request to port 547 of a neighbour", Ipv6::udp(pair, (546, 547), &[3, 1, 2, 3])),
+        to("a DHCPv6 renewal behind options", {
+            Ipv6::udp(pair, (546, 547), &[5, 1, 2, 3]).behind(DESTINATION, PADDING)
+        }),
         to("the start of a connection", Ipv6::tcp_syn(pair, (1000, 22))),
         to("TCP of port 547", Ipv6::tcp_syn(pair, (547, 22))),
         to("an echo request", Ipv6::icmp(pair, &ping)),

@@ -147,7 +147,13 @@ fn each_attack_is_counted_by_its_reason() {
             *expected.entry(reason).or_default() += 1;
         }
         scene.send(&of_group.iter().map(|attack| attack.frame.as_slice()).collect::<Vec<_>>());
-        let port = scene.port("a");
+        // They are shown as they were a moment ago.
+        let port = wait::until(&format!("as many drops as attacks up to {group:?}"), || {
+            let port = scene.port("a");
+            let counts = port["status"]["drops"].as_object()?.values();
+            let all: u64 = counts.map(|count| count.as_u64().expect("count")).sum();
+            (all >= expected.values().sum()).then_some(port)
+        });
         let drops = port["status"]["drops"].as_object().expect("drops");
         let drops: BTreeMap<&str, u64> =
             drops.iter().map(|(reason, count)| (reason.as_str(), count.as_u64().expect("count"))).collect();

@@ -61,8 +61,9 @@ pub fn config(network: &Network, services: &Services, around: Surroundings<'_>) 
     line(format!(
         "dhcp-leasefile={folder}/leases\ndhcp-hostsdir={folder}/hosts\ndhcp-lease-max={MOST_LEASES}"
     ));
-    // The server for these MACs; a guest's idea of its name does not count, and nobody else has a static address.
-    line("dhcp-authoritative\ndhcp-ignore-names\nno-ping".to_owned());
+    // The server for these MACs, which the port filter vouches for. What a guest calls itself does not count: by its name
+    // or client identifier it could be taken for another one. Nobody else has a static address.
+    line("dhcp-authoritative\ndhcp-ignore-names\ndhcp-ignore-clid\nno-ping".to_owned());
     dhcp4(network, services, &mut line);
     dhcp6(network, services, interface, &mut line);
     text

@@ -1,7 +1,7 @@
 //! IPv4 from addresses that are not the guest's, and DHCP servers.
 
 use super::{Attack, Group};
-use crate::scene::Scene;
+use crate::scene::{Scene, Station};
 use integration_tests::frames::{
     BROADCAST,
     ethernet::IPV4,
@@ -146,6 +146,71 @@ fn offer(server: Ipv4Addr, client: Ipv4Addr, mac: [u8; 6]) -> Vec<u8> {
     for option in [54, 3, 6] {
         message.extend([option, 4]);
         message.extend(server.octets());
+    }
+    message.push(255);
+    message
+}
+
+/// What a client says, in the neighbour's name: the server goes by the MAC in the message.
+pub fn dhcp_clients(scene: &Scene) -> Vec<Attack> {
+    let Scene { own, neighbour, gateway, .. } = scene;
+    let everybody = (NOBODY, Ipv4Addr::BROADCAST);
+    let server = (own.ipv4, gateway.ipv4);
+    let sent = |what, packet: Ipv4| Attack::new(Group::Dhcp, what, own.ipv4(BROADCAST, &packet));
+    let to_host = |what, packet: Ipv4| Attack::new(Group::Dhcp, what, own.ipv4(gateway.mac, &packet));
+    let theirs = |kind| client(kind, neighbour, gateway.ipv4);
+    let mine = client(REQUEST, own, gateway.ipv4);
+    let changed = |at: usize, value: u8| {
+        let mut message = mine.clone();
+        message[at] = value;
+        message
+    };
+    let unicast = Ipv4::udp(server, (68, 67), &theirs(RELEASE));
+    vec![
+        sent("a neighbour's DHCPDECLINE as nobody", Ipv4::udp(everybody, (68, 67), &theirs(DECLINE))),
+        sent("a neighbour's DHCPDECLINE to all", {
+            Ipv4::udp((own.ipv4, Ipv4Addr::BROADCAST), (68, 67), &theirs(DECLINE))
+        }),
+        sent("a neighbour's DHCPREQUEST as nobody", Ipv4::udp(everybody, (68, 67), &theirs(REQUEST))),
+        to_host("a neighbour's DHCPRELEASE to the host", unicast.clone()),
+        to_host("a neighbour's DHCPDECLINE to the host", Ipv4::udp(server, (68, 67), &theirs(DECLINE))),
+        to_host("a neighbour's DHCPRELEASE from another port", {
+            Ipv4::udp(server, (1068, 67), &theirs(RELEASE))
+        }),
+        to_host("a neighbour's DHCPRELEASE behind options", Ipv4 { options: vec![1; 8], ..unicast.clone() }),
+        to_host("a neighbour's DHCPRELEASE in fragments", unicast.fragments(64)[0].clone()),
+        to_host("its own DHCPREQUEST in fragments", {
+            Ipv4::udp(server, (68, 67), &mine).fragments(64)[0].clone()
+        }),
+        to_host("a DHCPREQUEST's first 8 bytes", Ipv4::udp(server, (68, 67), &mine).fragments(8)[0].clone()),
+        to_host("a relayed DHCPREQUEST", Ipv4::udp(server, (68, 67), &changed(27, 9))),
+        to_host("a DHCPREQUEST of other hardware", Ipv4::udp(server, (68, 67), &changed(1, 6))),
+        to_host("a DHCPREQUEST of a MAC of no bytes", Ipv4::udp(server, (68, 67), &changed(2, 0))),
+        to_host("a DHCPREQUEST of a longer MAC", Ipv4::udp(server, (68, 67), &changed(2, 7))),
+        to_host("a server's message to port 67", Ipv4::udp(server, (68, 67), &changed(0, 2))),
+        to_host("a datagram to port 67 without a message", Ipv4::udp(server, (68, 67), &[])),
+        to_host("a DHCPREQUEST cut in its MAC", Ipv4::udp(server, (68, 67), &mine[..32])),
+    ]
+}
+
+/// Sorts of messages (RFC 2132, 9.6).
+const REQUEST: u8 = 3;
+const DECLINE: u8 = 4;
+const RELEASE: u8 = 7;
+
+/// A message of a client with this MAC and address to a server.
+fn client(kind: u8, of: &Station, server: Ipv4Addr) -> Vec<u8> {
+    let mut message = vec![1, 1, 6, 0, 0x6b, 0x76, 0x6d, 0x63];
+    message.resize(12, 0);
+    // A release is of the address here, a decline of the one in an option.
+    message.extend(of.ipv4.octets());
+    message.resize(28, 0);
+    message.extend(of.mac);
+    message.resize(236, 0);
+    message.extend([0x63, 0x82, 0x53, 0x63, 53, 1, kind]);
+    for (option, address) in [(50, of.ipv4), (54, server)] {
+        message.extend([option, 4]);
+        message.extend(address.octets());
     }
     message.push(255);
     message

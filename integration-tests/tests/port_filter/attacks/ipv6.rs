@@ -6,7 +6,8 @@ use integration_tests::frames::{
     ethernet::IPV6,
     icmp6::{ECHO, Icmp6, QUERY},
     ipv6::{
-        ALL_NODES, ALL_ROUTERS, DESTINATION, HOP_BY_HOP, Ipv6, NO_SEGMENTS, PADDING, ROUTER_ALERT, ROUTING,
+        ALL_NODES, ALL_ROUTERS, DESTINATION, DHCP_SERVERS, HOP_BY_HOP, Ipv6, NO_SEGMENTS, PADDING,
+        ROUTER_ALERT, ROUTING,
     },
     transport::{UDP, echo},
 };
@@ -136,6 +137,37 @@ pub fn dhcp_servers(scene: &Scene) -> Vec<Attack> {
             .counted_as("ipv6"),
         // It may take the place of what a first fragment had there.
         sent("a later fragment with the port", hidden.fragment(8, hidden.payload.len())).counted_as("ipv6"),
+    ]
+}
+
+/// What no client sends: a relay names the client itself, whose lease it so takes.
+pub fn dhcp_relays(scene: &Scene) -> Vec<Attack> {
+    let Scene { own, neighbour, gateway, .. } = scene;
+    let sent = |what, packet: Ipv6| Attack::new(Group::Dhcp, what, own.ipv6(gateway.mac, &packet));
+    let all = (own.link_local, DHCP_SERVERS);
+    let one = (own.ipv6, gateway.ipv6);
+    // Of one hop, from the neighbour; and the neighbour's MAC as option 79 (RFC 6939) has it.
+    let forward = |kind| {
+        let hop = [&[kind, 0][..], &[0; 16], &neighbour.link_local.octets()].concat();
+        [&hop[..], &[0, 79, 0, 8, 0, 1], &neighbour.mac, &[0, 9, 0, 4, 1, 0x6b, 0x76, 0x6d]].concat()
+    };
+    let message = |ends, data: &[u8]| Ipv6::udp(ends, (546, 547), data);
+    let relay = message(one, &forward(12));
+    vec![
+        sent("a relay's message to all servers", message(all, &forward(12))),
+        sent("a relay's message to the host", relay.clone()),
+        sent("a relay's message from another port", Ipv6::udp(one, (1000, 547), &forward(12))),
+        sent("a relay's message behind options", relay.clone().behind(DESTINATION, PADDING)),
+        sent("a relay's message in an atomic fragment", relay.atomic_fragment()),
+        sent("a relay's message in fragments", relay.fragment(0, 32)),
+        sent("a relay's message in fragments of 8 bytes", relay.fragment(0, 8)),
+        sent("a relay's reply", message(one, &forward(13))),
+        sent("a DHCPv6 request in fragments", message(one, &[3; 64]).fragment(0, 32)),
+        sent("an advertisement to port 547", message(one, &[2, 1, 2, 3])),
+        sent("a reconfiguration to port 547", message(one, &[10, 1, 2, 3])),
+        sent("a lease query", message(one, &[14, 1, 2, 3])),
+        sent("DHCPv4 in DHCPv6", message(one, &[20, 1, 2, 3])),
+        sent("a datagram to port 547 without a message", message(one, &[])),
     ]
 }
 

@@ -64,6 +64,7 @@ dhcp-hostsdir=/run/netd/lan/hosts
 dhcp-lease-max=100000
 dhcp-authoritative
 dhcp-ignore-names
+dhcp-ignore-clid
 no-ping
 dhcp-range=10.1.0.0,static,255.255.255.0,3600
 dhcp-option=option:router,10.1.0.1
