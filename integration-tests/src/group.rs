@@ -52,7 +52,8 @@ impl Group {
     #[must_use]
     pub fn machines(&self) -> BTreeSet<String> {
         let names = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        names.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("vm-")?.to_owned())).collect()
+        let machine = |name: &str| Some(name.strip_prefix("vm-")?.split_once('-')?.1.to_owned());
+        names.filter_map(|entry| machine(entry.file_name().to_str()?)).collect()
     }
 
     /// Processes in a group beneath; `None` if there is none.

@@ -81,11 +81,20 @@ fn group_of(pid: u32) -> String {
     line.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
+/// How the groups of the machines of a vmd begin, by the one of a machine of that name.
+fn mark(pid: u32, name: &str) -> String {
+    let group = group_of(pid);
+    let mark = group.strip_suffix(name).unwrap_or_default();
+    let hex = mark.strip_prefix("vm-").and_then(|rest| rest.strip_suffix('-')).unwrap_or_default();
+    assert!(hex.len() == 8 && hex.chars().all(|c| c.is_ascii_hexdigit()), "{group}");
+    mark.to_owned()
+}
+
 /// Waits until vmd's group has exactly these beneath it, with so many processes: a vmd that has just begun tries what it
 /// can have by a process of its own.
-fn await_tree(host: &TestHost, expected: &[(&str, usize)]) {
+fn await_tree<N: AsRef<str>>(host: &TestHost, expected: &[(N, usize)]) {
     let expected: BTreeMap<_, _> =
-        expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        expected.iter().map(|(name, count)| (name.as_ref().to_owned(), *count)).collect();
     let mut tree = BTreeMap::new();
     let same = wait::try_until(wait::PATIENCE, || {
         tree = group(host).tree();
@@ -110,75 +119,152 @@ fn end(pid: u32) {
 fn all_that_is_in_a_machines_group_ends_with_it() {
     let Some(host) = host() else { return };
     let (a, b) = (start(&host, "a"), start(&host, "b"));
-    assert_eq!((group_of(a), group_of(b)), ("vm-a".into(), "vm-b".into()));
+    let mark = mark(a, "a");
+    let (leaf_a, leaf_b) = (format!("{mark}a"), format!("{mark}b"));
+    assert_eq!(group_of(b), leaf_b);
     assert_eq!(group_of(host.vmd_pid()), "vmd");
-    assert_eq!(group(&host).members("vm-a"), Some(vec![a]));
-    await_tree(&host, &[("vmd", 1), ("vm-a", 1), ("vm-b", 1)]);
+    assert_eq!(group(&host).members(&leaf_a), Some(vec![a]));
+    await_tree(&host, &[("vmd", 1), (&leaf_a, 1), (&leaf_b, 1)]);
     assert_eq!(group(&host).members("vmd"), Some(vec![host.vmd_pid()]));
     // Of QEMU's user it is not.
-    let owner = fs::metadata(group(&host).folder().join("vm-a/cgroup.procs")).expect("group").uid();
+    let owner = fs::metadata(group(&host).folder().join(&leaf_a).join("cgroup.procs")).expect("group").uid();
     assert_eq!(owner, VMD_UID);
     assert_ne!(status(&host, "a")["uid"], owner);
     let told = layers(&status(&host, "a"));
     assert!(told["control-group"].0, "{told:?}");
     assert!(host.ok("host show").contains("control-group"));
-    let (mut of_a, mut of_b) = (Helper::in_group(&host, "vm-a"), Helper::in_group(&host, "vm-b"));
+    let (mut of_a, mut of_b) = (Helper::in_group(&host, &leaf_a), Helper::in_group(&host, &leaf_b));
     host.ok("vm stop a --force");
     of_a.assert_killed("a forced stop");
     assert!(of_b.runs(), "another machine's");
     assert_eq!(host.qemus(), [(b, "b".to_owned())]);
-    await_tree(&host, &[("vmd", 1), ("vm-b", 2)]);
+    await_tree(&host, &[("vmd", 1), (&leaf_b, 2)]);
     // QEMU ends by itself, and what it started does not.
     end(b);
     of_b.assert_killed("the end of QEMU");
     wait::until("the end", || (status(&host, "b")["state"] == "failed").then_some(()));
     await_tree(&host, &[("vmd", 1)]);
     host.ok("vm start b");
-    assert_eq!(group_of(pid(&host, "b")), "vm-b");
+    assert_eq!(group_of(pid(&host, "b")), leaf_b);
     println!("control groups: 2 machines, 2 processes of theirs ended with them, 0 groups left");
 }
 
+/// What `host show` warns of.
+fn warnings(host: &TestHost) -> String {
+    host.ok_json("host show")["vmd"]["warnings"].to_string()
+}
+
+/// A start that is refused since something is in the machine's group.
+fn assert_in_use(host: &TestHost, name: &str, pid: u32) {
+    let refused = host.kvmctl(&["vm", "start", name]);
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    for word in [pid.to_string().as_str(), "cgroup.kill"] {
+        assert!(refused.stderr.contains(word), "{word}: {}", refused.stderr);
+    }
+}
+
 #[test]
-fn the_next_vmd_finds_the_groups_and_ends_those_of_no_machine() {
+fn the_next_vmd_finds_the_groups_and_kills_only_what_a_run_that_is_over_has_left() {
     let Some(mut host) = host() else { return };
     let (a, b) = (start(&host, "a"), start(&host, "b"));
+    let mark = mark(a, "a");
+    let leaf = |name: &str| format!("{mark}{name}");
     host.ok("vm create c --network n");
     host.kill_vmd();
-    let mut of_a = Helper::in_group(&host, "vm-a");
-    // QEMU has ended, what it started has not; one was never started, one is not recorded, one is not ours.
-    let mut over = ["vm-b", "vm-c", "vm-ghost"].map(|name| Helper::in_group(&host, name));
-    let mut other = Helper::in_group(&host, "other");
+    let mut of_a = Helper::in_group(&host, &leaf("a"));
+    // QEMU has ended, what it started has not.
+    let mut of_b = Helper::in_group(&host, &leaf("b"));
     end(b);
     wait::until("the end of a QEMU", || (!fs::exists(format!("/proc/{b}")).expect("/proc")).then_some(()));
+    // One has no run on record, one no record at all; the others are of other states and of nobody.
+    let not_ours = [leaf("c"), leaf("ghost"), "vm-ffffffff-b".into(), "vm-b".into(), "other".into()];
+    let mut unknown = not_ours.each_ref().map(|group| Helper::in_group(&host, group));
+    fs::create_dir(group(&host).folder().join(leaf("empty"))).expect("group");
     host.start_vmd();
-    for helper in &mut over {
-        helper.assert_killed("the start of vmd");
+    of_b.assert_killed("the start of vmd");
+    assert!(of_a.runs());
+    let mut tree = vec![("vmd".to_owned(), 1), (leaf("a"), 2)];
+    tree.extend(not_ours.iter().map(|group| (group.clone(), 1)));
+    await_tree(&host, &tree);
+    assert!(unknown.iter_mut().all(Helper::runs));
+    let told = warnings(&host);
+    for (group, helper) in not_ours.iter().zip(&unknown) {
+        let named = told.contains(&format!("{group}` has processes {} ", helper.0.id()));
+        assert_eq!(named, group.starts_with(&mark), "{group}: {told}");
     }
-    assert!(of_a.runs() && other.runs());
-    await_tree(&host, &[("vmd", 1), ("vm-a", 2), ("other", 1)]);
+    assert_in_use(&host, "c", unknown[0].0.id());
     assert_eq!((pid(&host, "a"), status(&host, "a")["adopted"].clone()), (a, true.into()));
+    host.ok("vm start b");
     host.ok("vm stop a --force");
     of_a.assert_killed("the stop of an adopted machine");
-    assert_eq!(group(&host).machines().len(), 0);
-    println!("control groups: 1 found again, {} of no machine ended, 1 of others left alone", over.len());
+    host.ok("vm delete c");
+    assert!(unknown.iter_mut().all(Helper::runs), "a delete kills nothing either");
+    println!("control groups: 1 found again, 1 of a run that was over ended, {} left alone", unknown.len());
+}
+
+/// Somebody starts vmd with a state that does not know what runs: a new one, twice, and one out of a backup.
+#[test]
+fn a_vmd_with_another_state_or_an_old_one_kills_no_guest() {
+    let Some(mut host) = host() else { return };
+    host.ok("vm create a --network n");
+    let b = start(&host, "b");
+    let state = host.path("vmd-state");
+    let shell = |words: String| {
+        let done = Command::new("sh").args(["-euc", &words]).status().expect("sh");
+        assert!(done.success(), "{words}");
+    };
+    host.kill_vmd();
+    shell(format!("cp -a {state} {state}.old"));
+    host.start_vmd();
+    host.ok("vm stop b --force");
+    // Of a the old state has no run, of b one that is over.
+    for name in ["a", "b"] {
+        host.ok(&format!("vm start {name}"));
+    }
+    let pids = ["a", "b"].map(|name| pid(&host, name));
+    assert_ne!(pids[1], b);
+    let groups = pids.map(group_of);
+    let mut tree = vec![("vmd".to_owned(), 1)];
+    tree.extend(groups.iter().map(|group| (group.clone(), 1)));
+    host.kill_vmd();
+    shell(format!("mv {state} {state}.now; cp -a {state}.old {state}; rm -rf {state}/*"));
+    for _ in 0..2 {
+        host.start_vmd();
+        await_tree(&host, &tree);
+        assert!(!warnings(&host).contains("has processes"), "of another state");
+        host.kill_vmd();
+    }
+    shell(format!("rm -rf {state}; cp -a {state}.old {state}"));
+    host.start_vmd();
+    await_tree(&host, &tree);
+    let told = warnings(&host);
+    for (name, (pid, group)) in ["a", "b"].into_iter().zip(pids.iter().zip(&groups)) {
+        assert!(told.contains(&format!("{group}` has processes {pid} ")), "{told}");
+        assert_in_use(&host, name, *pid);
+        assert_eq!(status(&host, name)["pid"], Value::Null, "{name}");
+    }
+    await_tree(&host, &tree);
+    host.kill_vmd();
+    shell(format!("rm -rf {state}; mv {state}.now {state}"));
+    host.start_vmd();
+    assert_eq!(["a", "b"].map(|name| pid(&host, name)), pids);
+    println!("control groups: 2 guests, 3 starts of vmd with states that do not know them, 0 killed");
 }
 
 #[test]
 fn a_group_with_processes_that_nobody_knows_is_not_taken_over() {
     let Some(host) = host() else { return };
-    let mut unknown = Helper::in_group(&host, "vm-a");
-    host.ok("vm create a --network n");
-    let refused = host.kvmctl(&["vm", "start", "a"]);
-    assert_eq!(refused.code, 1, "{}", refused.stderr);
-    for word in [unknown.0.id().to_string().as_str(), "cgroup.kill"] {
-        assert!(refused.stderr.contains(word), "{word}: {}", refused.stderr);
-    }
+    let leaf = group_of(start(&host, "a"));
+    host.ok("vm stop a --force");
+    let mut unknown = Helper::in_group(&host, &leaf);
+    assert_in_use(&host, "a", unknown.0.id());
     assert!(unknown.runs());
     assert_eq!(host.machines(), Vec::<u32>::new());
     assert_eq!(host.ok_json("port list"), Value::Array(Vec::new()));
+    assert!(warnings(&host).contains(&leaf));
     drop(unknown);
     host.ok("vm start a");
-    assert_eq!(group_of(pid(&host, "a")), "vm-a");
+    assert_eq!((group_of(pid(&host, "a")), warnings(&host).contains(&leaf)), (leaf, false));
 }
 
 #[test]
@@ -225,7 +311,7 @@ fn a_vmd_that_was_started_in_the_group_itself_gives_no_limits_unless_told_to() {
     host.vmd_starts_in = Some("");
     host.start_vmd();
     let a = start(&host, "a");
-    assert_eq!(group_of(a), "vm-a");
+    let leaf = format!("{}a", mark(a, "a"));
     let control = || fs::read_to_string(group(&host).folder().join("cgroup.subtree_control")).expect("group");
     assert_eq!(control(), "");
     assert_eq!(group(&host).members("vmd"), Some(Vec::new()));
@@ -239,7 +325,7 @@ fn a_vmd_that_was_started_in_the_group_itself_gives_no_limits_unless_told_to() {
     assert_eq!(group_of(host.vmd_pid()), "vmd");
     host.ok("vm stop a --force");
     host.ok("vm start a");
-    assert_eq!(group_of(pid(&host, "a")), "vm-a");
+    assert_eq!(group_of(pid(&host, "a")), leaf);
     // A name that is of no use costs the layer, and nothing else.
     host.kill_vmd();
     host.vmd_arguments = vec!["--cgroup".into(), "/nowhere".into()];
@@ -257,15 +343,16 @@ fn a_machine_that_needs_more_memory_than_its_limit_ends_alone() {
         println!("SKIPPED: cgroup v2 of this machine has no memory controller");
         return;
     }
-    let (_, b) = (start(&host, "a"), start(&host, "b"));
-    let limit = group(&host).folder().join("vm-a/memory.max");
+    let (a, b) = (start(&host, "a"), start(&host, "b"));
+    let leaf = group_of(a);
+    let limit = group(&host).folder().join(&leaf).join("memory.max");
     let given: u64 = fs::read_to_string(&limit).expect("limit").trim().parse().expect("bytes");
     println!("memory.max of a machine of 512 MiB: {given}");
     fs::write(&limit, (64 << 20).to_string()).expect("limit");
     let mut glutton = Command::new("sh");
     let glutton = glutton.args(["-c", "read go; head -c 200M /dev/zero | tail"]).stdin(Stdio::piped());
     let mut glutton = glutton.stdout(Stdio::null()).spawn().expect("sh");
-    group(&host).put("vm-a", glutton.id());
+    group(&host).put(&leaf, glutton.id());
     drop(glutton.stdin.take());
     let _ = glutton.wait();
     wait::until("the end", || (status(&host, "a")["state"] == "failed").then_some(()));

@@ -299,6 +299,9 @@ pub struct Run {
     /// Folder of its control group; `None` if it has none.
     #[serde(default)]
     pub group: Option<PathBuf>,
+    /// The kernel's number of that group; `None` if it has none, or if an earlier vmd recorded the run.
+    #[serde(default)]
+    pub group_id: Option<u64>,
     /// The image of each disk; empty if an earlier vmd recorded the run.
     #[serde(default)]
     pub images: Vec<Image>,
@@ -312,6 +315,13 @@ impl Run {
     #[must_use]
     pub fn leaf(&self) -> Option<Leaf> {
         self.group.clone().map(Leaf::at)
+    }
+
+    /// Its control group once it is over, if what is in there is surely its own: by records out of a backup, a later run
+    /// may have a group of the same name.
+    #[must_use]
+    pub fn left(&self) -> Option<Leaf> {
+        self.leaf().filter(|leaf| self.group_id.is_some() && leaf.id() == self.group_id)
     }
 }
 
@@ -458,6 +468,7 @@ pub(crate) fn test_run() -> Run {
         warnings: vec![],
         containment: vec![],
         group: None,
+        group_id: None,
         images: vec![],
         qemu_file: None,
     }

@@ -277,6 +277,7 @@ impl<P: Ports> HostService for Server<P> {
         let host = self.supervisor.host();
         let mut warnings = self.supervisor.warnings();
         warnings.extend(self.supervisor.access().trouble());
+        warnings.extend(self.supervisor.lost());
         warnings.extend(self.supervisor.strays().await);
         let (accelerator, accelerator_reason) = match host.accelerator() {
             Ok(choice) => {

@@ -186,6 +186,8 @@ async fn steps<P: Ports>(
     console: Arc<Console>,
     undo: &mut Undo,
 ) -> Result<Live, Fault> {
+    // Before anything of a run that nobody knows of is touched.
+    group::vacate(context, record).await?;
     let choice = context.host.accelerator()?;
     let qemu_file = context.host.file().ok();
     let version = context.host.version().await?;
@@ -268,6 +270,7 @@ async fn steps<P: Ports>(
         warnings: choice.warning.into_iter().collect(),
         containment: confined.findings,
         group,
+        group_id: undo.group.as_ref().and_then(|group| group.id()),
         images,
         qemu_file,
     };

@@ -3,11 +3,12 @@
 mod drive;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod groups;
 mod quota;
 mod stored;
 
 pub use stored::forget;
-use stored::{Stored, drop_runs, load, next_epoch};
+use stored::{Stored, end_runs, load, next_epoch};
 
 use crate::{
     config::Config,
@@ -99,12 +100,13 @@ impl<P: Ports> Supervisor<P> {
         store.tell(Vec::new(), vec![News::of(EventKind::Started, "", began)]);
         let epoch = next_epoch(&store).await?;
         let Stored { records, mut runs, exits, orphans, broken, over } = load(&store).await?;
-        drop_runs(&store, over).await;
+        end_runs(&store, over).await;
         for one in &broken {
             tracing::error!(vm = one.id, why = one.why, "a record is of no use; it is left as it is");
         }
         let launcher = std::env::current_exe()
             .map_err(|e| Fault::internal("cannot find this program's own file").cause(&e))?;
+        let instance = store.instance();
         let context = Arc::new(Context {
             access,
             releases: Releases::new(store.clone(), ports.clone(), orphans),
@@ -112,13 +114,14 @@ impl<P: Ports> Supervisor<P> {
             ports,
             host: Host::new(&config.qemu, config.accel),
             jail: Jail::new(own_program(launcher.clone()), run_dir.clone(), config.require_containment)
-                .with_groups(Groups::open(config.cgroup.as_deref())),
+                .with_groups(Groups::open(config.cgroup.as_deref(), instance)),
             launcher: own_program(launcher),
             run_dir,
             state_dir,
             stop: stop.clone(),
         });
-        context.jail.reserve(&runs, context.store.has_broken(KIND_RUN));
+        let lost = groups::vacate(&context.jail.groups, &runs, &broken).await;
+        context.jail.reserve(&runs, lost || context.store.has_broken(KIND_RUN));
         let supervisor = Self(Arc::new(Inner {
             context: Arc::clone(&context),
             vms: Mutex::default(),
@@ -136,7 +139,6 @@ impl<P: Ports> Supervisor<P> {
         for result in join_all(adopting).await {
             result?;
         }
-        supervisor.end_strays(&broken).await;
         let looking = Arc::clone(&context);
         tokio::spawn(async move { looking.jail.findings().await });
         let releasing = Arc::clone(&context);

@@ -274,6 +274,7 @@ async fn a_run_that_ended_without_vmd_is_recorded_as_that() {
             machine: None,
             containment: vec![],
             group: None,
+            group_id: None,
             boot_id,
             pid: std::process::id(),
             start_ticks,

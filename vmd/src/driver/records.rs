@@ -23,11 +23,11 @@ impl<P: Ports> Driver<'_, P> {
         let told = told.map_err(|e| e.context(format!("cannot delete machine `{name}`")))?;
         self.gone.store(true, Ordering::Release);
         drop(told);
-        // Of a run whose group could not be removed when it ended.
+        // Of a run whose group could not be removed when it ended. What is still in there may be a guest.
         if let Some(leaf) = self.context.jail.groups.leaf(&self.record.name)
-            && let Err(fault) = leaf.end().await
+            && let Err(error) = leaf.remove()
         {
-            tracing::warn!(vm = %self.record.name, error = fault.chain(), "its group stays");
+            tracing::warn!(vm = %self.record.name, %error, processes = ?leaf.members(), "its group stays");
         }
         self.context.releases.release(&start::port_names(&self.record)).await;
         let folder = self.context.state_folder(&self.record.name);

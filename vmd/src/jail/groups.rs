@@ -17,18 +17,21 @@ use place::Place;
 use rustix::fs::Access;
 use shared::name::Name;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
+use uuid::Uuid;
 
 /// The group of vmd's own process, beneath the one that it divides.
 const OWN: &str = "vmd";
-/// How the names of machines' groups begin.
+/// How the names of machines' groups begin; whose they are follows.
 const MACHINE: &str = "vm-";
-/// The group of the probe; no machine has such a name.
-const PROBE: &str = "probe";
+/// How the name of the probe's group begins; no machine has such a name.
+const PROBE: &str = "probe-";
+/// So much of the id of vmd's state is in names: two states share one group by mistake only.
+const MARK: usize = 8;
 /// Each layer with the controller that it needs.
 const CONTROLLERS: [(Layer, &str); 3] =
     [(Layer::Memory, "memory"), (Layer::Cpu, "cpu"), (Layer::Processes, "pids")];
@@ -37,16 +40,20 @@ const CONTROLLERS: [(Layer, &str); 3] =
 #[derive(Debug, Default)]
 pub struct Groups {
     folder: Option<PathBuf>,
+    /// Tells groups of one state's machines from those of another's: both may have a machine of the same name.
+    mark: String,
     findings: Vec<Finding>,
 }
 
 impl Groups {
-    /// Finds the group that vmd may divide, or takes the one that was named, and has it divide its resources.
+    /// Finds the group that vmd may divide, or takes the one that was named, and has it divide its resources. The groups
+    /// of its machines bear the mark of `instance`, the id of its state.
     #[must_use]
-    pub fn open(named: Option<&Path>) -> Self {
+    pub fn open(named: Option<&Path>, instance: Uuid) -> Self {
         let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let place = Place::read(&text("/proc/self/mountinfo"), &text("/proc/self/cgroup"));
-        Self::of(place.as_ref(), named, rustix::process::geteuid().is_root())
+        let mark = instance.simple().to_string().chars().take(MARK).collect();
+        Self { mark, ..Self::of(place.as_ref(), named, rustix::process::geteuid().is_root()) }
     }
 
     fn of(place: Option<&Place>, named: Option<&Path>, root: bool) -> Self {
@@ -54,7 +61,7 @@ impl Groups {
             let why = "this host has no cgroup v2 mounted";
             let absent = |layer| Finding { absent: true, ..Finding::of(layer, Err(why.into())) };
             let layers = [Layer::ControlGroup].into_iter().chain(CONTROLLERS.map(|(layer, _)| layer));
-            return Self { folder: None, findings: layers.map(absent).collect() };
+            return Self { findings: layers.map(absent).collect(), ..Self::default() };
         };
         let chosen = choose(place, named, root);
         let mut findings =
@@ -70,7 +77,7 @@ impl Groups {
             let result = chosen.as_ref().map_err(|_| NEEDED.to_owned());
             findings.push(Finding::of(layer, result.and_then(|chosen| chosen.divide(controller))));
         }
-        Self { folder: chosen.ok().map(|chosen| chosen.folder), findings }
+        Self { folder: chosen.ok().map(|chosen| chosen.folder), findings, ..Self::default() }
     }
 
     /// What holds: the layers `ControlGroup`, `Memory`, `Cpu` and `Processes`.
@@ -82,25 +89,29 @@ impl Groups {
     /// A machine's group, which need not be there; `None` where vmd has none to divide.
     #[must_use]
     pub fn leaf(&self, machine: &Name) -> Option<Leaf> {
-        self.folder.as_ref().map(|folder| Leaf::at(folder.join(format!("{MACHINE}{machine}"))))
+        self.folder.as_ref().map(|folder| Leaf::at(folder.join(format!("{}{machine}", self.prefix()))))
     }
 
     /// A group for a process that only tries whether it can enter one.
     #[must_use]
     pub fn probe(&self) -> Option<Leaf> {
-        self.folder.as_ref().map(|folder| Leaf::at(folder.join(PROBE)))
+        self.folder.as_ref().map(|folder| Leaf::at(folder.join(format!("{PROBE}{}", self.mark))))
     }
 
-    /// Groups of machines that are none of these.
+    /// All groups of machines of this state, also of those that are not recorded any more, with their names.
     #[must_use]
-    pub fn strays(&self, known: &BTreeSet<&str>) -> Vec<Leaf> {
+    pub fn leaves(&self) -> BTreeMap<String, Leaf> {
+        let prefix = self.prefix();
         let entries = self.folder.iter().flat_map(fs::read_dir).flatten().flatten();
-        let strays = entries.filter(|entry| {
-            let name = entry.file_name();
-            let machine = name.to_str().and_then(|name| name.strip_prefix(MACHINE));
-            machine.is_some_and(|machine| !known.contains(machine))
+        let own = entries.filter_map(|entry| {
+            let machine = entry.file_name().to_str()?.strip_prefix(&prefix)?.to_owned();
+            Some((machine, Leaf::at(entry.path())))
         });
-        strays.map(|entry| Leaf::at(entry.path())).collect()
+        own.collect()
+    }
+
+    fn prefix(&self) -> String {
+        format!("{MACHINE}{}-", self.mark)
     }
 }
 

@@ -7,6 +7,17 @@ use crate::{
 };
 use shared::{fault::Fault, steps};
 
+/// Removes what an earlier run has left of it. What goes on in there may be a guest whose record was lost.
+///
+/// # Errors
+/// FAILED_PRECONDITION with its processes, if it has some.
+pub(super) async fn vacate<P>(context: &Context<P>, record: &Record) -> Result<(), Fault> {
+    match context.jail.groups.leaf(&record.name) {
+        Some(leaf) => leaf.vacate().await,
+        None => Ok(()),
+    }
+}
+
 /// Makes it with its limits, for the child to enter. What it may have is told with the layers.
 ///
 /// # Errors

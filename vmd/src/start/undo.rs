@@ -68,7 +68,10 @@ impl Undo {
             let left = Some((process, run.clone()));
             return Failed { fault: hinted(fault, record, trouble).context(context_words), left };
         }
-        let empty = end_group(self.group.as_ref()).await.map_err(|fault| trouble.push(fault.chain())).is_ok();
+        let empty = match &self.group {
+            Some(group) => end_group(group).await.map_err(|fault| trouble.push(fault.chain())).is_ok(),
+            None => is_vacant(context, record),
+        };
         if self.run.is_some()
             && let Err(error) = context.store.commit(vec![Op::delete(KIND_RUN, record.name.as_str())]).await
         {
@@ -141,10 +144,15 @@ pub fn kill(process: &Process, group: Option<&Leaf>) -> Result<(), Fault> {
     group.map_or(Ok(()), Leaf::kill)
 }
 
-/// Ends what is left in a machine's group, and removes it.
-async fn end_group(group: Option<&Leaf>) -> Result<(), Fault> {
-    let Some(group) = group else { return Ok(()) };
+/// Ends what is left in a run's group, and removes it.
+async fn end_group(group: &Leaf) -> Result<(), Fault> {
     steps::step(|| "end the group".to_owned(), || group.end()).await
+}
+
+/// Whether nothing is in the machine's group, where a run has none of its own: what is in there is of another run, and
+/// nobody else may have its user.
+fn is_vacant<P>(context: &Context<P>, record: &Record) -> bool {
+    context.jail.groups.leaf(&record.name).is_none_or(|leaf| leaf.remove().is_ok())
 }
 
 /// What is known of a run that ended while there was no vmd.
@@ -167,9 +175,15 @@ pub async fn clean_up<P: Ports>(
     (ops, news): (Vec<Op>, Vec<News>),
 ) -> Option<Pending> {
     // First: what goes on in there has the run's user, ports and disks.
-    let empty = end_group(group.as_ref()).await.inspect_err(|fault| {
-        tracing::error!(vm = %record.name, error = fault.chain(), "a machine's group stays");
-    });
+    let empty = match &group {
+        Some(group) => {
+            let ended = end_group(group).await.inspect_err(|fault| {
+                tracing::error!(vm = %record.name, error = fault.chain(), "a machine's group stays");
+            });
+            ended.is_ok()
+        }
+        None => is_vacant(context, record),
+    };
     let ops = std::iter::once(Op::delete(KIND_RUN, record.name.as_str())).chain(ops).collect();
     let told = context.store.commit_telling(ops, news).await;
     let told = told
@@ -178,7 +192,7 @@ pub async fn clean_up<P: Ports>(
             tracing::error!(vm = %record.name, error = fault.chain(), "cannot record the end of a run");
         })
         .ok();
-    if empty.is_ok() {
+    if empty {
         context.jail.give_back(&record.name);
     }
     remove_folder(&context.run_folder(&record.name));

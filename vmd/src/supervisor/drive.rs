@@ -9,7 +9,7 @@ use crate::{
     ports::Ports,
     start,
 };
-use futures_util::{FutureExt as _, future::join_all};
+use futures_util::FutureExt as _;
 use shared::{
     events::{EventKind, News},
     fault::Fault,
@@ -21,6 +21,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     panic::AssertUnwindSafe,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -67,9 +68,11 @@ impl<P: Ports> Supervisor<P> {
         let run = store.load::<Run>(KIND_RUN).await?.records.into_iter().find(|(id, _)| id == name);
         let exit = store.load::<LastExit>(KIND_EXIT).await?.records.into_iter().find(|(id, _)| id == name);
         if run.is_none() {
-            // A start that got as far as its ports, or as its group.
-            if let Some(leaf) = self.0.context.jail.groups.leaf(&record.name) {
-                leaf.end().await?;
+            // A start that got as far as its ports, or as its group, in which its child has ended at its gate.
+            if let Some(leaf) = self.0.context.jail.groups.leaf(&record.name)
+                && let Err(fault) = leaf.vacate().await
+            {
+                tracing::warn!(vm = %record.name, error = fault.chain(), "its group stays");
             }
             self.0.context.releases.release(&start::port_names(record)).await;
         }
@@ -96,7 +99,15 @@ impl<P: Ports> Supervisor<P> {
                     Initial::Alive(live)
                 }
                 Found::Gone(reason) => {
-                    let leaf = run.leaf();
+                    let leaf = run.left();
+                    // One that is not surely its own goes only if nothing is in it.
+                    if leaf.is_none()
+                        && let Some(leaf) = run.leaf()
+                        && let Err(error) = leaf.remove()
+                    {
+                        let (group, processes) = (leaf.folder().display(), leaf.members());
+                        tracing::warn!(%group, ?processes, %error, "of another run; it is left alone");
+                    }
                     let exit = start::end_unseen(leaf.as_ref(), reason);
                     tracing::warn!(vm = %record.name, reason = exit.reason, "its run is over");
                     let op = Op::put(KIND_EXIT, record.name.as_str(), &exit)?;
@@ -109,24 +120,6 @@ impl<P: Ports> Supervisor<P> {
                 }
             },
         })
-    }
-
-    /// Ends what is in groups of machines that do not run, where the end of vmd came between.
-    pub(super) async fn end_strays(&self, broken: &[Broken]) {
-        let context = &self.0.context;
-        // As of `forget_strangers`: it may be somebody's guest.
-        if context.store.is_new() {
-            return;
-        }
-        let vms: Vec<_> = self.vms().values().map(|handle| handle.watch.borrow().clone()).collect();
-        let running = vms.iter().filter(|vm| vm.status.run.is_some()).map(|vm| vm.record.name.as_str());
-        let known: BTreeSet<&str> = running.chain(broken.iter().map(|broken| broken.id.as_str())).collect();
-        let strays = context.jail.groups.strays(&known);
-        let ended = strays.iter().map(|leaf| async move {
-            let ended = leaf.end().await.map_err(|fault| fault.chain());
-            tracing::info!(group = %leaf.folder().display(), ?ended, "of a machine that does not run");
-        });
-        join_all(ended).await;
     }
 
     /// Removes folders of machines that were deleted, and run folders of those that do not run, where the end of vmd
@@ -142,6 +135,9 @@ impl<P: Ports> Supervisor<P> {
         if context.store.is_new() {
             return;
         }
+        // Nor what a QEMU has open that is of another state, or of a run that is not recorded.
+        let bound = fs::read_to_string("/proc/net/unix").ok();
+        let in_use = |folder: &Path| bound.as_ref().is_none_or(|bound| is_bound_beneath(bound, folder));
         let broken = broken.iter().map(|broken| broken.id.as_str());
         let known: BTreeSet<&str> =
             records.iter().map(|record| record.name.as_str()).chain(broken.clone()).collect();
@@ -151,11 +147,33 @@ impl<P: Ports> Supervisor<P> {
                 let name = entry.file_name();
                 let stranger =
                     name.to_str().is_some_and(|name| name.parse::<Name>().is_ok() && !known.contains(name));
-                if stranger {
+                if stranger && !in_use(&entry.path()) {
                     let removed = fs::remove_dir_all(entry.path());
                     tracing::info!(folder = %entry.path().display(), ?removed, "of a machine that is gone");
                 }
             }
+        }
+    }
+}
+
+/// Whether a socket beneath this folder is there, by the text of /proc/net/unix (proc(5)).
+fn is_bound_beneath(sockets: &str, folder: &Path) -> bool {
+    let paths = sockets.lines().filter_map(|line| line.get(line.find('/')?..));
+    paths.map(Path::new).any(|path| path.starts_with(folder))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn sockets_of_a_guest_that_runs_are_seen() {
+        let sockets = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                       0000000000000000: 00000002 00000000 00010000 0001 01 20158 /run/a b/vms/web/qmp0\n\
+                       0000000000000000: 00000003 00000000 00000000 0001 03 20159\n\
+                       0000000000000000: 00000002 00000000 00010000 0001 01 20160 @/run/abstract\n";
+        for (folder, bound) in [("/run/a b/vms/web", true), ("/run/a b/vms/we", false), ("/run/x", false)] {
+            assert_eq!(is_bound_beneath(sockets, Path::new(folder)), bound, "{folder}");
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct Stored {
     /// Those that cannot be read, and runs that go on without a machine.
     pub(super) broken: Vec<Broken>,
     /// Runs that are over, and whose machines are gone: to be deleted.
-    pub(super) over: BTreeSet<String>,
+    pub(super) over: BTreeMap<String, Run>,
 }
 
 /// Reads it. The guest of a machine with a broken record may run: such a machine is neither shown, nor started again,
@@ -55,7 +55,7 @@ pub(super) async fn load(store: &Store) -> Result<Stored, Fault> {
         store.reject(KIND_RUN, &stray.id, &stray.why);
     }
     broken.extend(strays);
-    let runs: BTreeMap<_, _> = runs.into_iter().filter(|(id, _)| !over.contains(id)).collect();
+    let (over, runs) = runs.into_iter().partition::<BTreeMap<_, _>, _>(|(id, _)| over.contains(id));
     let whole = |name: &Name| broken.iter().all(|broken| broken.id != name.as_str());
     let records: Vec<Record> = records
         .records
@@ -107,13 +107,19 @@ fn strays(
     (over, strays)
 }
 
-/// Deletes runs that are over and whose machines are gone. They do no harm where the disk is full.
-pub(super) async fn drop_runs(store: &Store, over: BTreeSet<String>) {
+/// Ends what runs have left that are over and whose machines are gone, and deletes their records, which do no harm where
+/// the disk is full.
+pub(super) async fn end_runs(store: &Store, over: BTreeMap<String, Run>) {
     if over.is_empty() {
         return;
     }
-    tracing::info!(?over, "runs of machines that are gone");
-    let ops = over.into_iter().map(|id| Op::delete(KIND_RUN, id)).collect();
+    tracing::info!(over = ?over.keys(), "runs of machines that are gone");
+    for leaf in over.values().filter_map(Run::left) {
+        if let Err(fault) = leaf.end().await {
+            tracing::warn!(error = fault.chain(), "a group stays");
+        }
+    }
+    let ops = over.into_keys().map(|id| Op::delete(KIND_RUN, id)).collect();
     if let Err(fault) = store.commit(ops).await {
         tracing::warn!(error = fault.chain(), "they stay recorded");
     }

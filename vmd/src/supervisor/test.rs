@@ -306,7 +306,7 @@ async fn a_run_without_its_machine_keeps_name_and_ports_until_its_process_is_gon
         assert_eq!((state.records.len(), state.runs.len()), (usize::from(replaced), 0));
         assert_eq!((state.orphans.len(), state.broken.len(), state.over.len()), (1, 0, 1));
         store.expend(&[KIND_RUN]);
-        drop_runs(&store, state.over).await;
+        end_runs(&store, state.over).await;
         assert!(store.load::<Run>(KIND_RUN).await.unwrap().records.is_empty(), "it is deleted");
     }
 }

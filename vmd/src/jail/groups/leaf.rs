@@ -5,6 +5,7 @@ use rustix::io::Errno;
 use shared::fault::{Fault, Kind};
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -14,6 +15,8 @@ pub const MEMBERS: &str = "cgroup.procs";
 /// SIGKILL takes effect at once, unless a process hangs in the kernel.
 const DEATH: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
+/// A child that waits at its gate ends at once when the vmd behind it has ended.
+const GATE: Duration = Duration::from_secs(1);
 
 /// A group of one machine, there or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,20 +55,32 @@ impl Leaf {
         &self.0
     }
 
+    /// The kernel's number of it, which no other group has had since the host started; `None` if it is not there.
+    #[must_use]
+    pub fn id(&self) -> Option<u64> {
+        fs::metadata(&self.0).ok().map(|meta| meta.ino())
+    }
+
+    /// Its processes; none of one that is not there.
+    #[must_use]
+    pub fn members(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.0.join(MEMBERS)).unwrap_or_default();
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// How to end what is in it, for people.
+    #[must_use]
+    pub fn way_out(&self) -> String {
+        format!("`echo 1 >{}/cgroup.kill` ends them", self.0.display())
+    }
+
     /// Makes it, with limits. An empty one that is there already is replaced.
     ///
     /// # Errors
     /// FAILED_PRECONDITION if one is there and has processes, or if the kernel refuses the group or a limit.
     pub fn make(&self, limits: &[(&str, String)]) -> Result<(), Fault> {
         let folder = self.0.display();
-        self.remove().map_err(|error| {
-            let members = fs::read_to_string(self.0.join(MEMBERS)).unwrap_or_default();
-            let members = members.split_whitespace().collect::<Vec<_>>().join(", ");
-            let what = format!("the machine's control group, `{folder}`, has processes: {members}");
-            Fault::new(Kind::FailedPrecondition, "GROUP_IN_USE", what).cause(&error).hint(format!(
-                "they are of a run that nobody knows of; `echo 1 >{folder}/cgroup.kill` ends them"
-            ))
-        })?;
+        self.remove().map_err(|error| self.in_use(&error))?;
         let refused = |what: String, error: &io::Error| {
             Fault::new(Kind::FailedPrecondition, "CONTAINMENT", what)
                 .cause(error)
@@ -86,6 +101,13 @@ impl Leaf {
         Ok(())
     }
 
+    fn in_use(&self, error: &io::Error) -> Fault {
+        let members = self.members().join(", ");
+        let what = format!("the machine's control group, `{}`, has processes: {members}", self.0.display());
+        let hint = format!("they are of a run that nobody knows of; {}", self.way_out());
+        Fault::new(Kind::FailedPrecondition, "GROUP_IN_USE", what).cause(error).hint(hint)
+    }
+
     /// Removes it if it has no processes; one that is not there is fine.
     ///
     /// # Errors
@@ -100,10 +122,11 @@ impl Leaf {
     /// Has the kernel kill all that is in it, also what a process of it starts meanwhile.
     ///
     /// # Errors
-    /// INTERNAL if the kernel refuses. One that is not there is fine.
+    /// INTERNAL if the kernel refuses. One that is not there is fine, and so is a kernel before 5.14, which has no such
+    /// file: what QEMU started is then not killed, and the group stays.
     pub fn kill(&self) -> Result<(), Fault> {
         match write(&self.0.join("cgroup.kill"), "1") {
-            Err(error) if self.0.exists() => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound && self.0.exists() => {
                 Err(Fault::internal(format!("cannot kill what is in `{}`", self.0.display())).cause(&error))
             }
             Ok(()) | Err(_) => Ok(()),
@@ -115,20 +138,32 @@ impl Leaf {
     /// # Errors
     /// UNAVAILABLE if a process of it does not end.
     pub async fn end(&self) -> Result<(), Fault> {
-        let deadline = Instant::now() + DEATH;
         self.kill()?;
+        self.empty(DEATH).await.map_err(|error| {
+            let what = format!("a process in control group `{}` does not end", self.0.display());
+            Fault::new(Kind::Unavailable, "GROUP_IN_USE", what).cause(&error)
+        })
+    }
+
+    /// Removes it if nothing is in it, and kills nothing: what is in there may be a guest.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION with its processes, if they do not end by themselves within a second.
+    pub async fn vacate(&self) -> Result<(), Fault> {
+        self.empty(GATE).await.map_err(|error| self.in_use(&error))
+    }
+
+    /// Removes it as soon as it has no processes.
+    async fn empty(&self, patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
         loop {
             match self.remove() {
-                Ok(()) => return Ok(()),
                 Err(error)
                     if Errno::from_io_error(&error) == Some(Errno::BUSY) && Instant::now() < deadline =>
                 {
                     tokio::time::sleep(PAUSE).await;
                 }
-                Err(error) => {
-                    let what = format!("a process in control group `{}` does not end", self.0.display());
-                    return Err(Fault::new(Kind::Unavailable, "GROUP_IN_USE", what).cause(&error));
-                }
+                result => return result,
             }
         }
     }
@@ -177,7 +212,31 @@ mod test {
         let leaf = Leaf::at(folder.path().join("vm-a"));
         leaf.kill().unwrap();
         leaf.end().await.unwrap();
-        assert_eq!(leaf.out_of_memory(), None);
+        leaf.vacate().await.unwrap();
+        assert_eq!((leaf.out_of_memory(), leaf.id()), (None, None));
+    }
+
+    #[tokio::test]
+    async fn a_kernel_that_cannot_kill_a_group_still_removes_an_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let leaf = Leaf::at(folder.path().join("vm-a"));
+        leaf.make(&[]).unwrap();
+        leaf.kill().unwrap();
+        leaf.end().await.unwrap();
+        assert!(!leaf.folder().exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_in_a_group_that_is_to_be_vacated_is_named_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let leaf = Leaf::at(folder.path().join("vm-a"));
+        leaf.make(&[]).unwrap();
+        fs::write(leaf.folder().join(MEMBERS), "7\n8\n").unwrap();
+        fs::write(leaf.folder().join("cgroup.kill"), "").unwrap();
+        let fault = leaf.vacate().await.unwrap_err();
+        assert_eq!(fault.reason(), "GROUP_IN_USE");
+        assert!(fault.to_string().contains("7, 8") && fault.hints()[0].contains("cgroup.kill"), "{fault}");
+        assert_eq!(fs::read(leaf.folder().join("cgroup.kill")).unwrap(), b"");
     }
 
     #[test]

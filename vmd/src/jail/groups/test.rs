@@ -47,7 +47,7 @@ fn the_group_above_vmds_own_is_divided() {
     assert!(reasons.iter().all(|reason| reason.contains("was given no")), "{reasons:?}");
     assert_eq!(tree.control(), "+pids");
     let leaf = groups.leaf(&"web".parse().unwrap()).unwrap();
-    assert_eq!(leaf.folder(), tree.path("g/vm-web"));
+    assert_eq!(leaf.folder(), tree.path("g/vm--web"));
 }
 
 #[test]
@@ -91,16 +91,28 @@ fn a_named_group_has_to_be_one_that_vmd_can_use() {
         let groups = Groups::of(Some(&tree.place("g/vmd")), Some(&tree.path(named)), false);
         let (_, reasons) = told(&groups);
         assert!(reasons[0].contains(word), "{reasons:?}");
-        assert_eq!(groups.strays(&BTreeSet::new()), []);
+        assert!(groups.leaves().is_empty());
     }
 }
 
 #[test]
-fn only_groups_of_machines_that_nobody_knows_are_strays() {
+fn groups_of_other_states_are_not_ones_own() {
     let tree = Tree::new("pids", "pids");
-    for name in ["vm-web", "vm-gone", "other", "vmx"] {
+    let marked =
+        |mark: &str| Groups { mark: mark.to_owned(), ..Groups::of(Some(&tree.place("g/vmd")), None, false) };
+    let (own, other) = (marked("0123abcd"), marked("4567abcd"));
+    let web = "web".parse().unwrap();
+    for leaf in [&own, &other].map(|groups| groups.leaf(&web).unwrap()) {
+        leaf.make(&[]).unwrap();
+    }
+    for name in ["vm-gone", "vm-0123abcd-gone", "vm-0123abcde-x", "other", "vmx", "probe-0123abcd"] {
         fs::create_dir(tree.path("g").join(name)).unwrap();
     }
-    let groups = Groups::of(Some(&tree.place("g/vmd")), None, false);
-    assert_eq!(groups.strays(&["web"].into()), [Leaf::at(tree.path("g/vm-gone"))]);
+    let leaf = |machine: &str| {
+        let folder = tree.path("g").join(format!("vm-0123abcd-{machine}"));
+        (machine.to_owned(), Leaf::at(folder))
+    };
+    assert_eq!(own.leaves(), [leaf("gone"), leaf("web")].into());
+    assert_eq!(other.leaves().len(), 1);
+    assert_ne!(own.probe(), other.probe());
 }
