@@ -47,8 +47,10 @@ pub fn new_port(port: Option<wire::Port>, caller: &Caller) -> Result<NewPort, Fa
     let tenant = tenant(&asked.tenant)?;
     let spec =
         spec(asked).map_err(|fault| fault.context(format!("the spec of port `{name}` is not valid")))?;
+    // What is set aside for another tenant is not to be had by way of a service that is an admin.
+    let by_admin = caller.is_admin() && tenant.is_empty();
     let owner = Owner { uid: caller.uid, tenant: Some(tenant) };
-    let (by_admin, quota) = (caller.is_admin(), caller.rights.quota);
+    let quota = caller.rights.quota;
     Ok(NewPort { network, name, spec, labels: labels(port.labels)?, owner, by_admin, quota })
 }
 
@@ -234,6 +236,18 @@ mod test {
         for bad in ["", "lan/web", "networks/lan", "networks/../ports/x", "networks/lan/ports/a/b"] {
             assert!(port_key(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_admin_that_makes_a_port_for_a_tenant_has_no_more_than_the_tenant() {
+        let port = |tenant: &str| {
+            let spec = wire::PortSpec { tenant: tenant.into(), ..Default::default() };
+            let name = "networks/lan/ports/a".to_owned();
+            let port = wire::Port { name, spec: Some(spec), ..Default::default() };
+            new_port(Some(port), &Caller::root()).unwrap()
+        };
+        assert!(port("").by_admin);
+        assert!(!port("1000").by_admin);
     }
 
     #[test]
