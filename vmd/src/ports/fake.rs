@@ -9,8 +9,11 @@ use shared::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+/// Until there is room for one more change.
+const MOMENT: Duration = Duration::from_millis(2);
 const FOREIGN: &str = "foreign";
 
 /// A netd that is only memory. Clones share it.
@@ -24,6 +27,8 @@ struct Inner {
     made: u32,
     looks: u32,
     down: bool,
+    hanging: BTreeSet<String>,
+    crowded: u32,
     fatal: bool,
 }
 
@@ -46,6 +51,22 @@ impl FakePorts {
     /// From now on every call fails as if netd were not there, or no longer does.
     pub fn set_down(&self, down: bool) {
         self.inner().down = down;
+    }
+
+    /// A delete of this port is never answered.
+    pub fn hang(&self, resource: &str) {
+        self.inner().hanging.insert(resource.to_owned());
+    }
+
+    /// So many deletes find that there are too many changes.
+    pub fn crowd(&self, deletes: u32) {
+        self.inner().crowded = deletes;
+    }
+
+    /// How many of them there still will be.
+    #[must_use]
+    pub fn crowded(&self) -> u32 {
+        self.inner().crowded
     }
 
     /// The next create panics, as a defect would.
@@ -122,7 +143,15 @@ impl Ports for FakePorts {
     }
 
     async fn delete(&self, resource: &str, uid: Option<&str>) -> Result<(), Fault> {
+        if self.inner().hanging.contains(resource) {
+            std::future::pending::<()>().await;
+        }
         let mut inner = self.up()?;
+        if let Some(left) = inner.crowded.checked_sub(1) {
+            inner.crowded = left;
+            let fault = Fault::new(Kind::ResourceExhausted, "TOO_MANY_CHANGES", "too many changes");
+            return Err(fault.retry_after(MOMENT));
+        }
         if inner.ports.get(resource).is_some_and(|have| uid.is_none_or(|uid| uid == have.uid)) {
             inner.ports.remove(resource);
         }

@@ -81,7 +81,7 @@ impl NetdPorts {
 
 /// Makes a call again where netd says that there were too many changes, and when there is room for one more: vmd has
 /// one share of them for all of its clients.
-async fn paced<T, F>(call: impl Fn() -> F) -> Result<T, Fault>
+pub(super) async fn paced<T, F>(call: impl Fn() -> F) -> Result<T, Fault>
 where
     F: Future<Output = Result<T, Fault>>,
 {
@@ -183,12 +183,9 @@ impl Ports for NetdPorts {
     }
 
     async fn delete(&self, resource: &str, uid: Option<&str>) -> Result<(), Fault> {
-        let delete = || async {
-            let message =
-                DeletePortRequest { name: resource.to_owned(), uid: uid.unwrap_or_default().to_owned() };
-            self.bounded(self.ports.clone().delete_port(request(message))).await
-        };
-        match paced(delete).await {
+        let message =
+            DeletePortRequest { name: resource.to_owned(), uid: uid.unwrap_or_default().to_owned() };
+        match self.bounded(self.ports.clone().delete_port(request(message))).await {
             Ok(_) => Ok(()),
             Err(fault) if fault.kind() == Kind::NotFound => Ok(()),
             Err(fault) => Err(fault.context(format!("cannot delete port `{resource}`"))),

@@ -1,8 +1,9 @@
 //! Which ports are ours, on disk before they are made and until they are surely gone.
 //!
-//! A stop never waits long for netd: what cannot be deleted now is deleted later, again and again, by one task.
+//! A stop never waits long for netd: what cannot be deleted now is deleted later, again and again, by one task. Nor does
+//! a start wait for the ports of other machines: deletes wait for room in netd's rate of changes one at a time.
 
-use super::{Port, PortRequest, Ports};
+use super::{Port, PortRequest, Ports, netd::paced};
 use serde::{Deserialize, Serialize};
 use shared::{
     fault::{Fault, Kind},
@@ -10,8 +11,12 @@ use shared::{
     steps,
     store::{Op, Store},
 };
-use std::{collections::BTreeMap, time::Duration};
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// Store kind of `PortRecord`; the id is the port's resource name.
@@ -40,17 +45,60 @@ pub struct PortRecord {
 pub struct Releases<P> {
     store: Store,
     ports: P,
-    /// Ports to be deleted. Held across a delete, so that a port which is made anew under the same name cannot be
-    /// hit by an old delete.
-    pending: Mutex<Pending>,
+    work: Mutex<Work>,
     wake: Notify,
+    freed: Notify,
+}
+
+#[derive(Debug)]
+struct Work {
+    /// Ports to be deleted.
+    pending: Pending,
+    /// Names of ports that are being made or deleted: one that is made anew under the same name cannot be hit by an old
+    /// delete.
+    claimed: BTreeSet<String>,
+}
+
+/// Nobody else makes or deletes the port of this name.
+struct Claim<'a, P: Ports> {
+    releases: &'a Releases<P>,
+    resource: &'a str,
+}
+
+impl<P: Ports> Drop for Claim<'_, P> {
+    fn drop(&mut self) {
+        self.releases.work().claimed.remove(self.resource);
+        self.releases.freed.notify_waiters();
+    }
 }
 
 impl<P: Ports> Releases<P> {
     /// With the ports whose machines do not run, `orphans`, to be deleted first.
     #[must_use]
     pub fn new(store: Store, ports: P, orphans: Pending) -> Self {
-        Self { store, ports, pending: Mutex::new(orphans), wake: Notify::new() }
+        let work = Work { pending: orphans, claimed: BTreeSet::new() };
+        Self { store, ports, work: Mutex::new(work), wake: Notify::new(), freed: Notify::new() }
+    }
+
+    /// Never held while anything is waited for.
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_claim<'a>(&'a self, resource: &'a str) -> Option<Claim<'a, P>> {
+        let free = self.work().claimed.insert(resource.to_owned());
+        free.then(|| Claim { releases: self, resource })
+    }
+
+    async fn claim<'a>(&'a self, resource: &'a str) -> Claim<'a, P> {
+        loop {
+            // Before the look: what is freed right after it is noticed.
+            let freed = self.freed.notified();
+            if let Some(claim) = self.try_claim(resource) {
+                return claim;
+            }
+            freed.await;
+        }
     }
 
     /// Makes a port; its record is durable before netd hears of it. A port of that name which was to be deleted goes
@@ -59,16 +107,16 @@ impl<P: Ports> Releases<P> {
     /// # Errors
     /// What the store or netd say. The record stays: `release` it.
     pub async fn create(&self, request: &PortRequest) -> Result<Port, Fault> {
-        // All of it in one deadline: a delete that waits for a hanging netd holds the lock.
+        // All of it in one deadline: a delete that waits for a hanging netd has the name.
         let made = tokio::time::timeout(CREATE, async {
-            let mut pending = self.pending.lock().await;
-            if let Some(uid) = pending.get(&request.resource) {
-                self.delete(&request.resource, uid.as_deref()).await?;
-                pending.remove(&request.resource);
+            let _claim = self.claim(&request.resource).await;
+            let pending = self.work().pending.get(&request.resource).cloned();
+            if let Some(uid) = pending {
+                paced(|| self.delete(&request.resource, uid.as_deref())).await?;
+                self.work().pending.remove(&request.resource);
             }
             let record = PortRecord { vm: request.vm.clone(), uid: None };
             self.store.commit(vec![Op::put(KIND_PORT, &request.resource, &record)?]).await?;
-            drop(pending);
             match steps::step(|| "create the port".to_owned(), || self.ports.create(request)).await {
                 // Somebody else made it.
                 Err(fault) if fault.kind() == Kind::AlreadyExists => {
@@ -93,50 +141,59 @@ impl<P: Ports> Releases<P> {
         steps::step(|| "delete the port".to_owned(), || self.ports.delete(resource, uid)).await
     }
 
-    /// Deletes ports now if netd is there, and later if it is not. Their uids are those recorded.
+    /// Deletes ports now if netd is there and has room for it, and later if not. Their uids are those recorded.
     pub async fn release(&self, resources: &[String]) {
-        let Some(mut pending) = self.note(resources).await else { return };
-        if let Err(fault) = self.delete_all(&mut pending).await {
-            tracing::warn!(error = fault.chain(), "ports could not be deleted; it is tried again");
-            self.wake.notify_one();
+        if !self.note(resources).await {
+            return;
+        }
+        for resource in resources {
+            if let Err(fault) = self.delete_noted(resource).await {
+                tracing::warn!(error = fault.chain(), "a port could not be deleted; it is tried again");
+                self.wake.notify_one();
+                if stops_the_rest(&fault) {
+                    return;
+                }
+            }
         }
     }
 
     /// Leaves the delete of ports to `run`, where netd is known not to answer.
     pub async fn release_later(&self, resources: &[String]) {
-        if self.note(resources).await.is_some() {
+        if self.note(resources).await {
             self.wake.notify_one();
         }
     }
 
-    async fn note(&self, resources: &[String]) -> Option<MutexGuard<'_, Pending>> {
+    /// Whether they can be deleted now.
+    async fn note(&self, resources: &[String]) -> bool {
         if resources.is_empty() {
-            return None;
+            return false;
         }
         let recorded: BTreeMap<String, PortRecord> = match self.store.load(KIND_PORT).await {
             Ok(loaded) => loaded.records.into_iter().collect(),
             Err(fault) => {
                 // The next vmd finds them in the records.
                 tracing::error!(error = fault.chain(), "cannot read which ports there are");
-                return None;
+                return false;
             }
         };
-        let mut pending = self.pending.lock().await;
+        let mut work = self.work();
         for resource in resources {
             if let Some(record) = recorded.get(resource) {
-                pending.insert(resource.clone(), record.uid.clone());
+                work.pending.insert(resource.clone(), record.uid.clone());
             }
         }
-        Some(pending)
+        true
     }
 
     /// Deletes what could not be deleted at once, until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         let mut pause = FIRST_RETRY;
         loop {
-            let failed = {
-                let mut pending = self.pending.lock().await;
-                self.delete_all(&mut pending).await.is_err()
+            let failed = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                deleted = self.delete_all() => deleted.is_err(),
             };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -148,24 +205,36 @@ impl<P: Ports> Releases<P> {
     }
 
     /// Stops at the first sign that netd is not there; one port that netd refuses to delete does not stop the rest.
-    async fn delete_all(&self, pending: &mut Pending) -> Result<(), Fault> {
+    async fn delete_all(&self) -> Result<(), Fault> {
         let mut result = Ok(());
-        for (resource, uid) in pending.clone() {
-            let deleted =
-                tokio::time::timeout(PATIENCE, self.delete(&resource, uid.as_deref())).await.unwrap_or_else(
-                    |_| Err(Fault::new(Kind::Unavailable, "NETD_TIMEOUT", "netd did not answer in time")),
-                );
-            match deleted {
-                Ok(()) => {
-                    self.store.commit(vec![Op::delete(KIND_PORT, &resource)]).await?;
-                    pending.remove(&resource);
-                }
-                Err(fault) if fault.kind() == Kind::Unavailable => return Err(fault),
+        let resources: Vec<String> = self.work().pending.keys().cloned().collect();
+        for resource in resources {
+            match paced(|| self.delete_noted(&resource)).await {
+                Ok(()) => {}
+                Err(fault) if stops_the_rest(&fault) => return Err(fault),
                 Err(fault) => result = Err(fault),
             }
         }
         result
     }
+
+    /// Deletes a port if it is to be deleted. One that somebody else has in hand is left to them.
+    async fn delete_noted(&self, resource: &str) -> Result<(), Fault> {
+        let Some(_claim) = self.try_claim(resource) else { return Ok(()) };
+        let Some(uid) = self.work().pending.get(resource).cloned() else { return Ok(()) };
+        let deleted = tokio::time::timeout(PATIENCE, self.delete(resource, uid.as_deref()));
+        deleted.await.unwrap_or_else(|_| {
+            Err(Fault::new(Kind::Unavailable, "NETD_TIMEOUT", "netd did not answer in time"))
+        })?;
+        self.store.commit(vec![Op::delete(KIND_PORT, resource)]).await?;
+        self.work().pending.remove(resource);
+        Ok(())
+    }
+}
+
+/// Whether the next port would fare no better.
+fn stops_the_rest(fault: &Fault) -> bool {
+    fault.kind() == Kind::Unavailable || fault.reason() == "TOO_MANY_CHANGES"
 }
 
 #[cfg(test)]
@@ -222,8 +291,7 @@ mod test {
         fake.set_down(false);
         releases.create(&request()).await.unwrap();
         releases.release(&[]).await;
-        let mut pending = releases.pending.lock().await;
-        releases.delete_all(&mut pending).await.unwrap();
+        releases.delete_all().await.unwrap();
         assert_eq!(fake.ports(), [request().resource]);
     }
 
@@ -262,6 +330,53 @@ mod test {
         assert_ne!(before.uid, after.uid);
         releases.release(&[request().resource]).await;
         assert_eq!((fake.ports(), recorded(&store).await), (vec![], 0));
+    }
+
+    #[tokio::test]
+    async fn a_delete_that_waits_for_netd_holds_up_no_start_of_another_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let fake = FakePorts::default();
+        let releases = Releases::new(store.clone(), fake.clone(), BTreeMap::new());
+        let old = PortRequest { resource: "networks/lan/ports/old-0".into(), ..request() };
+        releases.create(&old).await.unwrap();
+        fake.hang(&old.resource);
+        let new = request();
+        tokio::select! {
+            biased;
+            () = releases.release(std::slice::from_ref(&old.resource)) => panic!("a start waits for a delete"),
+            made = releases.create(&new) => { made.unwrap(); }
+        }
+        // A start of that machine does wait: what it made could be hit.
+        let claim = releases.try_claim(&old.resource).unwrap();
+        assert!(futures_util::poll!(std::pin::pin!(releases.create(&old))).is_pending());
+        drop(claim);
+        assert_eq!(recorded(&store).await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_room_in_netds_rate_of_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let fake = FakePorts::default();
+        let releases = Releases::new(store.clone(), fake.clone(), BTreeMap::new());
+        let other = PortRequest { resource: "networks/lan/ports/web-1".into(), ..request() };
+        for port in [&request(), &other] {
+            releases.create(port).await.unwrap();
+        }
+        fake.crowd(4);
+        releases.release(&[request().resource, other.resource]).await;
+        assert_eq!((fake.ports().len(), fake.crowded()), (2, 3), "it has asked once");
+        // The one task waits for as long as netd says, and deletes both.
+        releases.delete_all().await.unwrap();
+        assert_eq!((fake.ports().len(), fake.crowded(), recorded(&store).await), (0, 0, 0));
+        // A start waits for room as well.
+        releases.create(&request()).await.unwrap();
+        fake.crowd(1);
+        releases.release(&[request().resource]).await;
+        fake.crowd(2);
+        releases.create(&request()).await.unwrap();
+        assert_eq!(fake.crowded(), 0);
     }
 
     #[tokio::test]
