@@ -65,7 +65,7 @@ tests() {
     shift
     title "$name: cargo test $*"
     before=$(wc -l <"$logs/failed")
-    timeout --kill-after=30 1200 cargo test --locked --no-fail-fast "$@" 2>&1 |
+    timeout --kill-after=30 1800 cargo test --locked --no-fail-fast "$@" 2>&1 |
         tee "$logs/$name.log" | readable || status=$?
     awk -v results="$logs/results" -v skipped="$logs/skipped" -v failures="$logs/failed" '
         / Running .*\(.*\)$/ { binary = $NF; gsub(/^.*\/|-[0-9a-f]*\)$/, "", binary) }
