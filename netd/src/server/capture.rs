@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-/// Captures at once: of all users, and of each but root and admins, who have more.
+/// Captures at once: of all users, and of each but root, who has more.
 const MOST: Share = Share { all: 16, each: 4, reserve: 4 };
 /// Bytes of a file: least, most, and where the client does not say.
 const LEAST_BYTES: u64 = 8192;
@@ -52,6 +52,7 @@ impl<K: Kernel> Service<K> {
         may_change(&port, caller)?;
         let slot = self.slots.take(caller).map_err(|full| {
             let message = match full {
+                Full::All if caller == 0 => format!("{} captures are running", MOST.all + MOST.reserve),
                 Full::All => format!("{} captures are running", MOST.all),
                 Full::Each => format!("{} captures of uid {caller} are running", MOST.each),
             };
