@@ -193,7 +193,10 @@ fn what_a_limited_guest_sends_is_filtered_all_the_same() {
         Err(Errno::AGAIN) => None,
         Err(error) => panic!("read: {error}"),
     });
-    assert_eq!(pair.host.ok_json("port show lan a")["status"]["drops"]["mac"], 1);
+    // Readers share a look at the counters, which may be a moment old.
+    wait::until("the dropped frame to be counted", || {
+        (pair.host.ok_json("port show lan a")["status"]["drops"]["mac"] == 1).then_some(())
+    });
 }
 
 #[test]

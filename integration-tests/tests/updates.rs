@@ -70,8 +70,11 @@ fn a_port_is_isolated_and_unfiltered_while_it_is_open() {
     assert!(reaches("10.60.0.77", "10.60.0.3"), "an address that was added");
     host.ok("port update n a --no-extra-ip");
     assert!(!reaches("10.60.0.77", "10.60.0.3"), "an address that was taken away");
-    let drops = host.ok_json("port show n a")["status"]["drops"].clone();
-    assert!(drops["arp"].as_u64() > Some(0) || drops["ipv4"].as_u64() > Some(0), "{drops}");
+    // Readers share a look at the counters, which may be a moment old.
+    wait::until("the drops to be counted", || {
+        let drops = &host.ok_json("port show n a")["status"]["drops"];
+        (drops["arp"].as_u64() > Some(0) || drops["ipv4"].as_u64() > Some(0)).then_some(())
+    });
 
     for port in ["a", "b"] {
         host.ok(&format!("port update n {port} --isolated on"));
