@@ -1,6 +1,7 @@
 //! A guest that begins flows without end does not fill the host's table of tracked flows.
 
 use integration_tests::{
+    client::dig,
     frames::{
         ethernet::{Ethernet, IPV4},
         ipv4::Ipv4,
@@ -59,6 +60,80 @@ impl Hostile {
         });
         answers
     }
+}
+
+/// A question for the IPv4 address of a name of one label.
+fn question(number: u16, name: &str) -> Vec<u8> {
+    let mut message = [&number.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+    for label in [name, "test"] {
+        message.push(u8::try_from(label.len()).expect("a label"));
+        message.extend(label.bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    message
+}
+
+/// The LAN's name server: it answers for `outside.test`, and for no other name ever.
+fn half_deaf_resolver(host: &TestHost) {
+    let socket = host.lan.enter(|| UdpSocket::bind((LAN, 53)).expect("bind"));
+    thread::spawn(move || {
+        let mut data = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut data) {
+            let asked = &data[..length];
+            let end = 12 + b"\x07outside\x04test\0\0\x01\0\x01".len();
+            if asked.get(12..20) != Some(b"\x07outside") || length < end {
+                continue;
+            }
+            let header = [&asked[..2], &[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]].concat();
+            let answer = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 203, 0, 113, 9];
+            // One that cannot be answered is none that is waited for.
+            let _ = socket.send_to(&[&header, &asked[12..end], &answer[..]].concat(), from);
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_asks_dns_without_end_leaves_others_theirs() {
+    // More than dnsmasq lets wait, also if it is too slow to hear all of them.
+    const QUESTIONS: u16 = 8_000;
+    let host = TestHost::new();
+    half_deaf_resolver(&host);
+    host.ok("network create n --mode nat --ipv4 10.60.0.1/24 --dns 10.99.0.1");
+    let (tap, own_mac) = host.port_with("n", "a", &["10.60.0.2"]);
+    let (other_tap, other_mac) = host.port_with("n", "b", &["10.60.0.3"]);
+    let bridge = host.netns.json("ip -j link show kvb-n")[0]["address"].as_str().expect("a MAC").to_owned();
+    let ethernet = Ethernet { destination: mac(&bridge), source: mac(&own_mac) };
+    let wire = Wire::plug(&host.netns, &tap);
+    let other = Guest::plug(&host.netns, &other_tap, &other_mac);
+    other.addresses(&["10.60.0.3/24"]);
+    let answered = || dig(&other.netns, "10.60.0.1", "outside.test +retry=0") == ["203.0.113.9"];
+    wait::until("the other guest's answer", || answered().then_some(()));
+
+    // In one flow, of which one question has been answered: it is established.
+    let ends = (Ipv4Addr::new(10, 60, 0, 2), Ipv4Addr::new(10, 60, 0, 1));
+    let ask = |number, name: &str| {
+        let packet = Ipv4::udp(ends, (4000, 53), &question(number, name)).bytes();
+        wire.send(&ethernet.frame(IPV4, &packet));
+    };
+    host.netns.sh(&format!("ip neigh replace 10.60.0.2 lladdr {own_mac} dev kvb-n nud permanent"));
+    wait::until("an answer to the hostile guest", || {
+        ask(1, "outside");
+        wire.receive().filter(|frame| frame.windows(4).any(|bytes| bytes == [203, 0, 113, 9]))
+    });
+    let begin = Instant::now();
+    for number in 0..QUESTIONS {
+        ask(number, &format!("silent-{number}"));
+    }
+    let took = begin.elapsed();
+    assert!(answered(), "one guest has all of the network's DNS");
+    let dropped = wait::until("what was dropped to be shown", || {
+        host.ok_json("port show n a")["status"]["drops"]["dns"].as_u64()
+    });
+    println!("{QUESTIONS} questions in {took:?}, {dropped} of them dropped");
+    // With what comes in while they are asked, however slow that is.
+    let most = 200 + 50 * (took.as_secs() + 2);
+    assert!(dropped + most >= u64::from(QUESTIONS), "{dropped} dropped in {took:?}");
+    assert_eq!(host.ok_json("port show n b")["status"]["drops"], serde_json::json!({}));
 }
 
 /// Flows that the host tracks.

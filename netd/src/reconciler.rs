@@ -23,7 +23,7 @@ mod test;
 mod unreadable;
 
 use crate::{
-    kernel::{Action, Elements, FLOWS_DROPPED, Kernel, Observed, Scope, Traffic},
+    kernel::{Action, Elements, Kernel, Observed, Scope, Traffic},
     model::{
         Forward, Group, IfName, Network, Port, PortKey, Reservation, SavedSysctl, State, forward_resource,
         reservation_id,
@@ -286,13 +286,13 @@ impl<K: Kernel> Reconciler<K> {
 
     async fn look_at_traffic(&self) -> Result<Traffic, Fault> {
         let mut traffic = self.0.kernel.traffic().await?;
-        if !traffic.flows.is_empty() {
+        if !traffic.by_host.is_empty() {
             let records = self.read();
             for port in records.desired.ports.values() {
                 let Some(network) = records.desired.networks.get(&port.network) else { continue };
-                if let Some(packets) = traffic.flows.get(&(network.bridge.clone(), port.mac)) {
+                if let Some(by_host) = traffic.by_host.get(&(network.bridge.clone(), port.mac)) {
                     let drops = &mut traffic.taps.entry(port.tap.clone()).or_default().drops;
-                    drops.insert(FLOWS_DROPPED.1.to_owned(), *packets);
+                    drops.extend(by_host.iter().map(|(reason, packets)| ((*reason).to_owned(), *packets)));
                 }
             }
         }

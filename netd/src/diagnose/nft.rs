@@ -5,7 +5,7 @@
 use super::rules::{
     Arms, Base, Condition, Family, Field, Hook, Key, Pattern, Rule, Ruleset, Statement, Table, Test, Verdict,
 };
-use crate::kernel::FLOWS_LIMIT;
+use crate::kernel::HOST_LIMITS;
 use ipnet::IpNet;
 use serde_json::Value;
 use std::{
@@ -131,10 +131,8 @@ fn statement(part: &Value) -> Option<Statement> {
             (Some("watcher"), _) => None,
             _ => cannot(),
         },
-        // Ours, of flows that a guest has begun: what the guest has is not known, and nearly never that many.
-        "set" if body["set"] == format!("@{FLOWS_LIMIT}") => {
-            Some(Statement::When(Condition { fields: Vec::new(), test: Test::Among(Vec::new()) }))
-        }
+        // Ours, of what a guest may: what it has had is not known, and nearly never that much.
+        "set" if HOST_LIMITS.iter().any(|set| body["set"] == format!("@{set}")) => None,
         // A member with a limit or quota of its own is a test.
         "set" | "map" if body.get("stmt").is_some_and(tests) => cannot(),
         // Nothing of this decides where the packet goes.

@@ -30,7 +30,7 @@ pub use action::Action;
 pub use allow::{Allow, Allowed, Peer, Place, With};
 pub use inspect::{Inspect, Inspection, Refusal, RouteAnswer, RouteQuery, Save};
 pub use linux::LinuxKernel;
-pub use ruleset::{FLOWS_DROPPED, FLOWS_LIMIT, TABLE};
+pub use ruleset::{HOST_DROPS, HOST_LIMITS, TABLE};
 pub use shape::Bucket;
 pub use socket::Listener;
 pub use trace::{TRACE_TABLE, TraceFlow};
@@ -271,8 +271,8 @@ pub enum Element {
 pub struct Traffic {
     /// Taps without any are left out.
     pub taps: BTreeMap<IfName, TapTraffic>,
-    /// Packets that were dropped since the guest had begun too many flows, by its bridge and MAC.
-    pub flows: BTreeMap<(IfName, Mac), u64>,
+    /// Packets that the host dropped, by the guest's bridge and MAC and by reason.
+    pub by_host: BTreeMap<(IfName, Mac), BTreeMap<&'static str, u64>>,
 }
 
 /// What one guest's frames have left behind.

@@ -64,10 +64,15 @@ pub async fn apply_text(text: &str) -> Result<(), Fault> {
 /// INTERNAL with nft's own words.
 #[tracing::instrument(level = "info", skip_all)]
 pub async fn traffic() -> Result<Traffic, Fault> {
-    let set = ["-j", "list", "set", word(NfFamily::INet), TABLE, ruleset::FLOWS_DROPPED.0];
-    let (bridge, flows) = tokio::join!(list(word(NfFamily::Bridge), TABLE), listed(&set));
+    let sets = ruleset::HOST_DROPS.map(|(set, _)| ["-j", "list", "set", word(NfFamily::INet), TABLE, set]);
+    let (bridge, flows, dns) =
+        tokio::join!(list(word(NfFamily::Bridge), TABLE), listed(&sets[0]), listed(&sets[1]));
     let mut traffic = bridge?.as_ref().map(ruleset::traffic).unwrap_or_default();
-    traffic.flows = flows?.as_ref().map(ruleset::flows_dropped).unwrap_or_default();
+    for (listing, (_, reason)) in [flows?, dns?].iter().zip(ruleset::HOST_DROPS) {
+        for (guest, packets) in listing.as_ref().map(ruleset::dropped_by_host).unwrap_or_default() {
+            traffic.by_host.entry(guest).or_default().insert(reason, packets);
+        }
+    }
     Ok(traffic)
 }
 

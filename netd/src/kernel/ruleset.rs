@@ -17,8 +17,8 @@ use serde_json::Value;
 use sets::{element, fields, filled_by_traffic, members};
 use std::collections::BTreeSet;
 
-pub use sets::{FLOWS_DROPPED, FLOWS_LIMIT};
-pub use traffic::{flows_dropped, traffic};
+pub use sets::{HOST_DROPS, HOST_LIMITS};
+pub use traffic::{dropped_by_host, traffic};
 
 /// Name of both tables.
 pub const TABLE: &str = "kvmctl";

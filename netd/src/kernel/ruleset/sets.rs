@@ -51,10 +51,10 @@ pub const DROPS: [(&str, &str); 10] = [
     ("kv_drop_group_in", "group-in"),
     ("kv_drop_group_out", "group-out"),
 ];
-/// Set of the inet table that counts the flows that guests have begun.
-pub const FLOWS_LIMIT: &str = "kv_limit_flows";
-/// Set of the inet table that counts the packets of flows too many, by bridge and MAC, and the reason that it stands for.
-pub const FLOWS_DROPPED: (&str, &str) = ("kv_drop_flows", "flows");
+/// Sets of the inet table that have limits for guests: of flows begun, and of questions of DNS.
+pub const HOST_LIMITS: [&str; 2] = ["kv_limit_flows", "kv_limit_dns"];
+/// Sets of the inet table that count the packets beyond these, by bridge and MAC, and the reason that each stands for.
+pub const HOST_DROPS: [(&str, &str); 2] = [("kv_drop_flows", "flows"), ("kv_drop_dns", "dns")];
 /// Sets of addresses that ports were seen to use.
 pub const SEEN: [&str; 2] = ["kv_seen4", "kv_seen6"];
 /// Sets of UDP datagrams that may be answered.

@@ -34,9 +34,9 @@ pub fn traffic(listing: &Value) -> Traffic {
     traffic
 }
 
-/// Reads a listing of the set of packets that were dropped for flows too many.
+/// Reads a listing of one of the sets of packets that the host dropped.
 #[must_use]
-pub fn flows_dropped(listing: &Value) -> BTreeMap<(IfName, Mac), u64> {
+pub fn dropped_by_host(listing: &Value) -> BTreeMap<(IfName, Mac), u64> {
     let sets = listing.pointer("/nftables").and_then(Value::as_array).into_iter().flatten();
     let members = sets.filter_map(|set| set.pointer("/set/elem").and_then(Value::as_array)).flatten();
     members
