@@ -7,7 +7,7 @@ use crate::{
     start::{self, Context, Live},
 };
 use shared::fault::{Fault, Kind};
-use std::io;
+use std::{fs, io};
 
 /// What became of a run while there was no vmd.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub async fn find<P: Ports>(context: &Context<P>, record: &Record, run: Run) -> 
     };
     // Held before it is looked at: what is then found cannot change any more.
     let process = Process::open(run.pid);
-    let identity = process::identity(run.pid).and_then(|found| Ok((found, process::uid(run.pid)?)));
+    let identity = who(run.pid);
     let boot_id = process::boot_id().map_err(unclear)?;
     if let Some(reason) = ended(&run, identity, &boot_id).map_err(unclear)? {
         return Ok(Found::Gone(reason));
@@ -44,9 +44,18 @@ pub async fn find<P: Ports>(context: &Context<P>, record: &Record, run: Run) -> 
 /// Whether the process of a run record is surely gone.
 #[must_use]
 pub fn is_over(run: &Run) -> bool {
-    let identity = process::identity(run.pid).and_then(|found| Ok((found, process::uid(run.pid)?)));
-    let ended = process::boot_id().and_then(|boot_id| ended(run, identity, &boot_id));
+    let ended = process::boot_id().and_then(|boot_id| ended(run, who(run.pid), &boot_id));
     matches!(ended, Ok(Some(_)))
+}
+
+/// Who has this number. A process that has ended is nobody, also while its parent has not asked for it; one whose first
+/// thread has ended goes on with the others.
+fn who(pid: u32) -> io::Result<(Identity, u32)> {
+    let ended = matches!(process::state(pid), Ok('Z' | 'X'));
+    if ended && fs::read_dir(format!("/proc/{pid}/task"))?.count() <= 1 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok((process::identity(pid)?, process::uid(pid)?))
 }
 
 /// How the run must have ended; `None` if what has the recorded number is what was recorded.
@@ -86,6 +95,22 @@ mod test {
         }
         let reason = ended(&run(), process("next", 100), "next").unwrap().unwrap();
         assert!(reason.contains("restarted"), "{reason}");
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_nobody_though_nobody_has_asked_for_it() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        assert!(who(child.id()).is_ok());
+        drop(child.stdin.take());
+        let pid = rustix::process::Pid::from_child(&child);
+        // It has ended, and stays to be asked for.
+        let wait = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), wait).unwrap();
+        assert!(process::identity(child.id()).is_ok());
+        assert!(process::is_gone(&who(child.id()).unwrap_err()));
+        child.wait().unwrap();
+        assert!(process::is_gone(&who(child.id()).unwrap_err()));
     }
 
     #[test]
