@@ -237,9 +237,13 @@ fn a_vmd_with_another_state_or_an_old_one_kills_no_guest() {
     shell(format!("rm -rf {state}; cp -a {state}.old {state}"));
     host.start_vmd();
     await_tree(&host, &tree);
-    let told = warnings(&host);
-    for (name, (pid, group)) in ["a", "b"].into_iter().zip(pids.iter().zip(&groups)) {
-        assert!(told.contains(&format!("{group}` has processes {pid} ")), "{told}");
+    // Of b once its run, which is over, has been cleared away.
+    wait::until("both groups to be named", || {
+        let told = warnings(&host);
+        let named = |(pid, group): (&u32, &String)| told.contains(&format!("{group}` has processes {pid} "));
+        pids.iter().zip(&groups).all(named).then_some(())
+    });
+    for (name, pid) in ["a", "b"].into_iter().zip(&pids) {
         assert_in_use(&host, name, *pid);
         assert_eq!(status(&host, name)["pid"], Value::Null, "{name}");
     }
