@@ -248,6 +248,9 @@ impl Bench {
             *records == before.records || *records == after.records || may_wait && records.is_deleting()
         };
         // What looks after dnsmasq may be at work.
+        if done {
+            after.records.await_same(&self.host);
+        }
         let soon = wait::try_until(SOON, || Some(Records::of(&self.host)).filter(known));
         let records = soon.unwrap_or_else(|| Records::of(&self.host));
         // Where the request said that all went well, it is so.
