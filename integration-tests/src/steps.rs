@@ -47,8 +47,9 @@ fn in_short(step: usize, is_point: bool, mode: &str) -> bool {
 /// How long netd's idle threads may take to end: the runtime keeps them for 10 s.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Bound of what netd does by itself after its answer.
-const SOON: Duration = Duration::from_secs(15);
+/// Bound of what netd does by itself after its answer: what fails then is tried again with the next look at everything,
+/// after 30 s.
+const SOON: Duration = Duration::from_secs(45);
 
 static TOKEN: AtomicU32 = AtomicU32::new(0);
 
