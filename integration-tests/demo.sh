@@ -127,7 +127,8 @@ make_hosts() {
     background peer ip netns exec $LAN busybox nc -ll -p 8000 -e "$W/kv-peer"
     until_true 'the listener on the LAN' listening
 }
-listening() { lan cat /proc/net/tcp6 /proc/net/tcp | grep -q ':1F40 0*:0000 0A'; }
+# All of it is read: cat would end by SIGPIPE, and the pipe with it.
+listening() { lan cat /proc/net/tcp6 /proc/net/tcp | grep ':1F40 0*:0000 0A' >/dev/null; }
 
 # background NAME COMMAND...: runs on, in a session of its own (Ctrl-C is for this script), output in a log.
 background() {
