@@ -31,13 +31,13 @@ pub struct Slot {
     uid: u32,
 }
 
-/// Which limit is reached.
+/// Which limit is reached, and how many that is for the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// That of all users.
-    All,
+    /// That of all users; for the privileged with what is kept for them.
+    All(usize),
     /// The caller's own.
-    Each,
+    Each(usize),
 }
 
 impl Slots {
@@ -45,12 +45,6 @@ impl Slots {
     #[must_use]
     pub fn new(share: Share, admin: u32) -> Self {
         Self { share, admin, taken: Arc::default() }
-    }
-
-    /// The limits.
-    #[must_use]
-    pub fn share(&self) -> Share {
-        self.share
     }
 
     /// Takes a slot for a user.
@@ -64,17 +58,17 @@ impl Slots {
         let ordinary: usize =
             taken.iter().filter(|(uid, _)| !privileged(**uid)).map(|(_, count)| count).sum();
         let others = taken.values().sum::<usize>() - ordinary;
-        let full = if privileged(uid) {
-            ordinary + others >= all + reserve
+        let (used, most) = if privileged(uid) {
+            (ordinary + others, all + reserve)
         } else {
             if taken.get(&uid).is_some_and(|own| *own >= each) {
-                return Err(Full::Each);
+                return Err(Full::Each(each));
             }
             // What is kept for the privileged is used up first, so that they take nothing from the others before.
-            ordinary + others.saturating_sub(reserve) >= all
+            (ordinary + others.saturating_sub(reserve), all)
         };
-        if full {
-            return Err(Full::All);
+        if used >= most {
+            return Err(Full::All(most));
         }
         *taken.entry(uid).or_default() += 1;
         Ok(Slot { taken: Arc::clone(&self.taken), uid })
@@ -109,14 +103,14 @@ mod test {
     #[test]
     fn no_user_but_root_takes_all() {
         let slots = slots(5, 2, 0);
-        let take = |uid| slots.take(uid).map_err(|full| assert_eq!(full, Full::Each));
+        let take = |uid| slots.take(uid).map_err(|full| assert_eq!(full, Full::Each(2)));
         let first = take(1000).unwrap();
         let _second = take(1000).unwrap();
         assert!(take(1000).is_err());
         let _other = take(1001).unwrap();
         let root = [slots.take(0).unwrap(), slots.take(0).unwrap()];
-        assert_eq!(slots.take(0).unwrap_err(), Full::All);
-        assert_eq!(slots.take(1001).unwrap_err(), Full::All);
+        assert_eq!(slots.take(0).unwrap_err(), Full::All(5));
+        assert_eq!(slots.take(1001).unwrap_err(), Full::All(5));
         drop(first);
         assert_eq!(lock(&slots.taken).get(&1000), Some(&1));
         let third = slots.take(0).expect("root has no limit of its own");
@@ -129,9 +123,9 @@ mod test {
     fn the_privileged_always_have_their_reserve_and_take_nothing_from_the_others_before_it_is_used() {
         let slots = slots(3, 3, 2);
         let ordinary: Vec<_> = (0..3).map(|_| slots.take(1000).unwrap()).collect();
-        assert_eq!(slots.take(1001).unwrap_err(), Full::All);
+        assert_eq!(slots.take(1001).unwrap_err(), Full::All(3));
         let privileged = [slots.take(0).unwrap(), slots.take(900).unwrap()];
-        assert_eq!(slots.take(0).unwrap_err(), Full::All);
+        assert_eq!(slots.take(0).unwrap_err(), Full::All(5));
         drop(ordinary);
         let ordinary: Vec<_> = (0..3).map(|_| slots.take(1001).unwrap()).collect();
         drop((ordinary, privileged));

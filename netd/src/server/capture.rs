@@ -52,9 +52,8 @@ impl<K: Kernel> Service<K> {
         may_change(&port, caller)?;
         let slot = self.slots.take(caller).map_err(|full| {
             let message = match full {
-                Full::All if caller == 0 => format!("{} captures are running", MOST.all + MOST.reserve),
-                Full::All => format!("{} captures are running", MOST.all),
-                Full::Each => format!("{} captures of uid {caller} are running", MOST.each),
+                Full::All(most) => format!("{most} captures are running"),
+                Full::Each(most) => format!("{most} captures of uid {caller} are running"),
             };
             Fault::new(Kind::ResourceExhausted, "TOO_MANY_CAPTURES", message).hint("end one of them first")
         })?;

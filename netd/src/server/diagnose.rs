@@ -54,8 +54,8 @@ impl<K: Kernel + Inspect> Service<K> {
     fn slot(&self, uid: u32) -> Result<Slot, Fault> {
         self.slots.take(uid).map_err(|full| {
             let message = match full {
-                Full::All => format!("{} diagnoses are running or waiting", MOST.all),
-                Full::Each => format!("a diagnosis of uid {uid} is running"),
+                Full::All(most) => format!("{most} diagnoses are running or waiting"),
+                Full::Each(_) => format!("a diagnosis of uid {uid} is running"),
             };
             Fault::new(Kind::ResourceExhausted, "TOO_MANY_DIAGNOSES", message).hint(
                 "try again when it is over: they take a second or so, and a trace as long as it was told to",

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     access::Subordinates,
     fault::{Fault, Kind},
-    slots::{Full, Share, Slots},
+    slots::{Full, Slots},
     socket::{Bound, PeerStream},
 };
 use rustix::io::Errno;
@@ -105,7 +105,7 @@ impl Door {
             Err(full) => {
                 let permit = Arc::clone(&self.refusals).try_acquire_owned().ok()?;
                 tracing::debug!(uid, ?full, "a connection is refused");
-                Some(self.refuse(stream, too_many(account, full, self.slots.share()), Some(permit)))
+                Some(self.refuse(stream, too_many(account, full), Some(permit)))
             }
         }
     }
@@ -144,26 +144,18 @@ fn spare() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
-fn too_many(uid: u32, full: Full, share: Share) -> Fault {
+fn too_many(uid: u32, full: Full) -> Fault {
     let (limit, value, message) = match full {
-        Full::Each => (
+        Full::Each(most) => (
             "connections_per_uid",
-            share.each,
-            format!(
-                "{} {} connections to this daemon, which is the most for one user",
-                words::have(uid),
-                share.each
-            ),
+            most,
+            format!("{} {most} connections to this daemon, which is the most for one user", words::have(uid)),
         ),
-        Full::All if uid == 0 => {
-            let most = share.all + share.reserve;
-            ("connections", most, format!("{most} connections to this daemon are open, which is the most"))
+        Full::All(most) => {
+            let whose = if uid == 0 { "" } else { " without root" };
+            let open = format!("{most} connections to this daemon are open, which is the most{whose}");
+            ("connections", most, open)
         }
-        Full::All => (
-            "connections",
-            share.all,
-            format!("{} connections to this daemon are open, which is the most without root", share.all),
-        ),
     };
     let fault = Fault::new(Kind::ResourceExhausted, "TOO_MANY_CONNECTIONS", message).hint(
         "close some: `ss --unix --processes` shows who holds them; a program needs one for all its calls",

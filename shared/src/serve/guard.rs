@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     fault::{Fault, Kind},
-    slots::{Full, Share, Slots},
+    slots::{Full, Slots},
 };
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Request, Response};
@@ -147,9 +147,7 @@ impl Rules {
         let path = request.uri().path().to_owned();
         let streaming = self.streaming.contains(&path);
         let (slots, what) = if streaming { (&self.streams, "streams") } else { (&self.calls, "calls") };
-        let slot = slots
-            .take(admitted.account)
-            .map_err(|full| too_many(what, admitted.account, (full, slots.share())))?;
+        let slot = slots.take(admitted.account).map_err(|full| too_many(what, admitted.account, full))?;
         let asked = grpc_timeout(request.headers());
         let own = self.limits.call(&path);
         let now = Instant::now();
@@ -191,18 +189,16 @@ fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-fn too_many(what: &str, uid: u32, (full, share): (Full, Share)) -> Fault {
+fn too_many(what: &str, uid: u32, full: Full) -> Fault {
     let (limit, value, message) = match full {
-        Full::Each => (
+        Full::Each(most) => (
             format!("{what}_per_uid"),
-            share.each,
-            format!("{} {} {what} open, which is the most for one user", words::have(uid), share.each),
+            most,
+            format!("{} {most} {what} open, which is the most for one user", words::have(uid)),
         ),
-        Full::All => (
-            what.to_owned(),
-            share.all,
-            format!("{} {what} are open, which is the most for all users", share.all),
-        ),
+        Full::All(most) => {
+            (what.to_owned(), most, format!("{most} {what} are open, which is the most for all users"))
+        }
     };
     let hint = if what == "calls" { "wait for some to end, and try again" } else { "end some of them first" };
     Fault::new(Kind::ResourceExhausted, "BUSY", message).hint(hint).meta("limit", limit).meta("value", value)
