@@ -2,8 +2,6 @@
 
 mod whole;
 
-pub use whole::Held;
-
 use crate::{host::TestHost, netns::Netns, wait};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path};

@@ -38,6 +38,12 @@ impl Figures {
             peak: size("VmHWM"),
         }
     }
+
+    /// For a line that people read.
+    #[must_use]
+    pub fn words(&self) -> String {
+        format!("{} descriptors, {} threads, {} KiB", self.descriptors, self.threads, self.resident)
+    }
 }
 
 /// Begins to measure the peak anew.

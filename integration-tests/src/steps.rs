@@ -11,11 +11,7 @@ pub use operation::{Operation, Request, all};
 pub use records::Records;
 pub use sweep::sweep;
 
-use crate::{
-    census::{Census, Held},
-    host::TestHost,
-    wait,
-};
+use crate::{census::Census, figures::Figures, host::TestHost, wait};
 use std::{
     fs, mem,
     os::unix::process::ExitStatusExt as _,
@@ -102,7 +98,7 @@ pub struct Bench {
     /// The host.
     pub host: TestHost,
     bare: Census,
-    held: Option<Held>,
+    held: Option<Figures>,
 }
 
 impl Bench {
@@ -202,7 +198,7 @@ impl Bench {
             operation.act.again(&self.host);
             self.back(operation, &before);
             if self.held.is_none() {
-                self.held = Some(Held::by(self.host.netd_pid()));
+                self.held = Some(Figures::of(self.host.netd_pid()));
             }
             let names = self.steps(&token);
             assert!(!names.is_empty(), "no steps");
@@ -246,12 +242,10 @@ impl Bench {
         retries: &mut (usize, usize),
     ) {
         let known = |records: &Records| {
-            *records == before.records || *records == after.records || may_wait && records.is_deleting()
+            let undone = *records == before.records || may_wait && records.is_deleting();
+            *records == after.records || !done && undone
         };
         // What looks after dnsmasq may be at work.
-        if done {
-            after.records.await_same(&self.host);
-        }
         let soon = wait::try_until(SOON, || Some(Records::of(&self.host)).filter(known));
         let records = soon.unwrap_or_else(|| Records::of(&self.host));
         // Where the request said that all went well, it is so.
@@ -310,9 +304,9 @@ impl Bench {
     pub fn end(self) -> String {
         let pid = self.host.netd_pid();
         let Some(first) = self.held else { return String::new() };
-        let mut now = Held::by(pid);
+        let mut now = Figures::of(pid);
         wait::try_until(IDLE, || {
-            now = Held::by(pid);
+            now = Figures::of(pid);
             (now.descriptors <= first.descriptors && now.threads <= first.threads).then_some(())
         });
         assert!(

@@ -1,6 +1,7 @@
 //! Captures: what passes a port as a file that other programs read, within bounds, for those who may see it.
 
 use integration_tests::{
+    figures::Figures,
     frames::{
         BROADCAST,
         arp::Arp,
@@ -460,12 +461,6 @@ fn captures(runtime: &Runtime, address: &str, many: usize) -> Vec<tonic::Streami
     })
 }
 
-fn resident(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("KiB")
-}
-
 #[test]
 fn readers_that_stall_neither_grow_netd_nor_hold_it_up() {
     let port = Port::new();
@@ -475,7 +470,7 @@ fn readers_that_stall_neither_grow_netd_nor_hold_it_up() {
     let outcome = port.host.kvmctl(&["port", "capture", "lan", "web", "--duration", "1s"]);
     assert!(outcome.code == 1 && outcome.stderr.contains("20 captures are running"), "{}", outcome.stderr);
 
-    let before = resident(port.host.netd_pid());
+    let before = Figures::of(port.host.netd_pid()).resident;
     // 300 MB each, of which nobody reads a byte.
     for round in 0..5 {
         for _ in 0..1000 {
@@ -484,7 +479,7 @@ fn readers_that_stall_neither_grow_netd_nor_hold_it_up() {
         port.host.ok("port show lan web");
         port.host.ok(&format!("port create lan other-{round}"));
     }
-    let grown = resident(port.host.netd_pid()).saturating_sub(before);
+    let grown = Figures::of(port.host.netd_pid()).resident.saturating_sub(before);
     // Twenty of: four pieces of 128 KiB, a frame's buffer of 256 KiB, and what HTTP/2 has on its way. MiB, as KiB.
     assert!(grown < 96 << 10, "{grown} KiB more");
     println!("{grown} KiB more, with 20 readers that stall and 6 GB of frames");

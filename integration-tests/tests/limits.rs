@@ -2,6 +2,7 @@
 
 use integration_tests::{
     census::Census,
+    figures::Figures,
     host::{TestHost, VMD_UID, program_path},
     raw::{self, Daemon, PREFACE},
     soak,
@@ -82,17 +83,6 @@ fn p99(times: &[Duration]) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-/// Resident memory, KiB.
-fn memory(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
-fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
-}
-
 /// Whether the other side has ended the connection, without waiting; takes what has come.
 fn has_ended(stream: &mut UnixStream) -> bool {
     stream.set_nonblocking(true).expect("nonblocking");
@@ -119,7 +109,7 @@ fn a_thousand_idle_connections_of_one_user_or_of_root_keep_nobody_out() {
         (Daemon::Vmd, host.vmd_pid(), 0, IDLE),
     ];
     for (daemon, pid, uid, most) in cases {
-        let before = (memory(pid), descriptors(pid));
+        let before = Figures::of(pid);
         let socket = daemon.socket(&host);
         let mut idle: Vec<UnixStream> = as_user(uid, VMD_UID, || {
             let all = (0..IDLE).map(|_| raw::connect(&socket, PREFACE).expect("connect"));
@@ -133,7 +123,7 @@ fn a_thousand_idle_connections_of_one_user_or_of_root_keep_nobody_out() {
         let times = status_calls(&host, 100);
         idle.retain_mut(|stream| !has_ended(stream));
         assert_eq!(idle.len(), most, "{daemon:?}, uid {uid}");
-        let grown = memory(pid).saturating_sub(before.0);
+        let grown = Figures::of(pid).resident.saturating_sub(before.resident);
         println!(
             "{IDLE} idle connections of uid {uid} to {daemon:?}, of which {most} stay: p99 of a status call of root {:?} \
                  (goal: under 100 ms), {grown} KiB more memory",
@@ -143,7 +133,9 @@ fn a_thousand_idle_connections_of_one_user_or_of_root_keep_nobody_out() {
         // Only a daemon that hangs is so slow: how fast it is, is printed.
         assert!(p99(&times) < Duration::from_secs(5), "{:?}", p99(&times));
         drop(idle);
-        wait::until("the connections to be given up", || (descriptors(pid) <= before.1 + 2).then_some(()));
+        wait::until("the connections to be given up", || {
+            (Figures::of(pid).descriptors <= before.descriptors + 2).then_some(())
+        });
     }
 }
 
@@ -252,7 +244,7 @@ fn a_daemon_without_descriptors_says_so_and_serves_on_when_they_are_back() {
         let raw_pid = Pid::from_raw(pid.cast_signed()).expect("pid");
         let limits = rustix::process::getrlimit(Resource::Nofile);
         // Room for a few more.
-        let room = u64::try_from(descriptors(pid) + 8).expect("a number");
+        let room = u64::try_from(Figures::of(pid).descriptors + 8).expect("a number");
         let few = Rlimit { current: Some(room), maximum: limits.maximum };
         // Who may change it is the process's own user.
         let own = if daemon == Daemon::Netd { 0 } else { VMD_UID };
@@ -318,7 +310,7 @@ fn readers_that_stall_cost_little_and_hold_up_nobody() {
     host.ok("vm create loud");
     host.kvmctl(&["vm", "start", "loud"]);
     let alone = p99(&status_calls(&host, 50));
-    let before = memory(host.vmd_pid());
+    let before = Figures::of(host.vmd_pid()).resident;
     let stalled = runtime();
     let streams = stalled.block_on(async {
         let mut streams = Vec::new();
@@ -334,7 +326,7 @@ fn readers_that_stall_cost_little_and_hold_up_nobody() {
     });
     // Nobody runs their runtime from here on: they answer nothing, not even pings.
     let times = status_calls(&host, 50);
-    let grown = memory(host.vmd_pid()).saturating_sub(before);
+    let grown = Figures::of(host.vmd_pid()).resident.saturating_sub(before);
     println!(
         "{READERS} viewers of a console that floods who read nothing: p99 of a status call {:?}, {alone:?} without them; vmd \
          has grown by {grown} KiB",
@@ -364,7 +356,7 @@ fn a_client_that_goes_away_at_any_byte_leaves_all_or_nothing() {
     let host = host();
     let before = Census::of(&host.netns);
     let pid = host.netd_pid();
-    let idle = descriptors(pid);
+    let idle = Figures::of(pid).descriptors;
     let socket = Daemon::Netd.socket(&host);
     let name = "networks/n/ports/gone".to_owned();
     let create = CreatePortRequest { port: Some(Port { name: name.clone(), ..Port::default() }) };
@@ -389,7 +381,7 @@ fn a_client_that_goes_away_at_any_byte_leaves_all_or_nothing() {
         client.delete_port(delete.clone()).await.expect("delete");
     });
     before.assert_same(&Census::of(&host.netns));
-    wait::until("no connection to be left", || (descriptors(pid) <= idle).then_some(()));
+    wait::until("no connection to be left", || (Figures::of(pid).descriptors <= idle).then_some(()));
     let log = host.logs();
     assert!(!log.contains("panicked"), "{log}");
     println!("{cuts} connections cut at each byte of a create and a delete: nothing is left");

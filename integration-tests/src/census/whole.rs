@@ -6,7 +6,6 @@ use crate::{group::Group, host::TestHost, wait};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     fs,
     os::unix::fs::MetadataExt as _,
     path::Path,
@@ -277,39 +276,4 @@ fn folder_of(folder: &Path) -> String {
     walk(folder, folder, &mut lines);
     lines.sort();
     lines.join("\n")
-}
-
-/// What a daemon itself holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// Open descriptors.
-    pub descriptors: usize,
-    /// Threads.
-    pub threads: usize,
-    /// Resident memory, KiB.
-    pub memory: u64,
-}
-
-impl Held {
-    /// What a process holds now.
-    ///
-    /// # Panics
-    /// If there is no such process.
-    #[must_use]
-    pub fn by(pid: u32) -> Self {
-        let count = |folder: &str| fs::read_dir(format!("/proc/{pid}/{folder}")).expect("/proc").count();
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("/proc");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let memory = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default();
-        Self { descriptors: count("fd"), threads: count("task"), memory }
-    }
-
-    /// For a line that people read.
-    #[must_use]
-    pub fn words(&self) -> String {
-        let mut words = String::new();
-        let _ =
-            write!(words, "{} descriptors, {} threads, {} KiB", self.descriptors, self.threads, self.memory);
-        words
-    }
 }
